@@ -1,0 +1,28 @@
+"""codeword: vectors into codes, and codes made useful. Public names are imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "CodewordError": "errors", "FormatError": "errors", "NotFitted": "errors", "ShapeError": "errors", "Unsupported": "errors",
+    "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
+    "make": "catalog",
+    "VQ": "quantizers.vq", "PQ": "quantizers.pq",
+    "Index": "search.index", "load": "io.objects",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"codeword.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'codeword' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,18 @@
+"""Mechanism: the few operations that every quantizer rests on, each with one definition and several implementations.
+
+``reference.py`` is the definition in plain torch and runs everywhere. Native kernels (csrc/) and Triton kernels must give the
+same result in their declared class:
+
+    exact       nearest  project  hadamard  rotate  pack  unpack  segment_sum      bit-equal to the reference
+    relative    bit_scan                                                           within the bound stated in its README
+"""
+
+from __future__ import annotations
+
+from codeword.ops.dispatch import available, choice, choices, num_threads
+from codeword.ops.functions import Nearest, hadamard, nearest, pack, packed_bytes, project, rotate, segment_sum, unpack
+
+__all__ = [
+    "Nearest", "available", "choice", "choices", "hadamard", "nearest", "num_threads", "pack", "packed_bytes", "project",
+    "rotate", "segment_sum", "unpack",
+]

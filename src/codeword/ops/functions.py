@@ -1,0 +1,198 @@
+"""The ops as quantizers call them: checked, dispatched, and visible to torch.compile and export as custom ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from codeword.errors import ShapeError
+from codeword.ops import dispatch, reference
+
+
+class Nearest(NamedTuple):
+    """``indices`` int64 (n,), ``distances`` float32 (n,): the squared distance, float64 rounded once."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+def nearest(x: Tensor, codebook: Tensor) -> Nearest:
+    """Nearest codeword of each row in squared L2: x (n, d), codebook (k, d), both float32, k >= 1.
+
+    Defined as the argmin of the float64 distance in 8-lane order (``reference.exact_distances``), lowest index on ties; so it
+    depends on neither batch, threads nor device. Rows with NaN or infinity get index 0. No gradient.
+    """
+    if x.ndim != 2 or codebook.ndim != 2 or x.shape[1] != codebook.shape[1] or codebook.shape[0] == 0:
+        raise ShapeError(f"nearest got x {tuple(x.shape)} and codebook {tuple(codebook.shape)}; (n, d) and (k >= 1, d) are needed")
+    return Nearest(*_nearest(x.detach().float().contiguous(), codebook.detach().float().contiguous()))
+
+
+@torch.library.custom_op("codeword::nearest", mutates_args=())
+def _nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    if dispatch.choice("nearest", x.device) == "native":
+        indices = torch.empty(x.shape[0], dtype=torch.int64)
+        distances = torch.empty(x.shape[0], dtype=torch.float32)
+        _native().nearest(x.numpy(), codebook.numpy(), indices.numpy(), distances.numpy(), dispatch.num_threads())
+        return indices, distances
+    return reference.nearest(x, codebook)
+
+
+@_nearest.register_fake
+def _(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+def project(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (n, d) times matrix (m, d) transposed -> float32 (n, m), differentiable. Every product that decides a code goes through
+    here: float64 accumulation over d in ascending order, rounded once, so a row's result does not depend on its batch."""
+    if x.ndim != 2 or matrix.ndim != 2 or x.shape[1] != matrix.shape[1]:
+        raise ShapeError(f"project got x {tuple(x.shape)} and matrix {tuple(matrix.shape)}; (n, d) and (m, d) are needed")
+    return _project(x.float().contiguous(), matrix.float().contiguous())
+
+
+@torch.library.custom_op("codeword::project", mutates_args=())
+def _project(x: Tensor, matrix: Tensor) -> Tensor:
+    if dispatch.choice("project", x.device) == "native":
+        out = torch.empty(x.shape[0], matrix.shape[0], dtype=torch.float32)
+        _native().project(x.detach().numpy(), matrix.detach().numpy(), out.numpy(), dispatch.num_threads())
+        return out
+    return reference.project(x, matrix)
+
+
+@_project.register_fake
+def _(x: Tensor, matrix: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], matrix.shape[0], dtype=torch.float32)
+
+
+def _project_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _project_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, matrix = ctx.saved_tensors  # type: ignore[attr-defined]
+    need_x, need_matrix = ctx.needs_input_grad  # type: ignore[attr-defined]
+    return grad @ matrix if need_x else None, grad.mT @ x if need_matrix else None
+
+
+_project.register_autograd(_project_backward, setup_context=_project_setup)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Orthonormal Walsh-Hadamard transform of the last axis (a power of two), float32, differentiable, its own inverse."""
+    n = x.shape[-1]
+    if n & (n - 1) or n == 0:
+        raise ShapeError(f"hadamard got width {n}; a power of two is needed (rotate takes any width)")
+    return _hadamard(x.float().reshape(-1, n).contiguous()).reshape(x.shape)
+
+
+@torch.library.custom_op("codeword::hadamard", mutates_args=())
+def _hadamard(x: Tensor) -> Tensor:
+    if dispatch.choice("hadamard", x.device) == "native":
+        out = torch.empty_like(x)
+        _native().hadamard(x.detach().numpy(), out.numpy(), dispatch.num_threads())
+        return out
+    return reference.hadamard(x)
+
+
+@_hadamard.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_hadamard.register_autograd(lambda ctx, grad: _hadamard(grad.contiguous()), setup_context=lambda ctx, inputs, output: None)
+
+
+def rotate(x: Tensor, signs: Tensor, inverse: bool = False) -> Tensor:
+    """Random rotation of the last axis (any width n) by four rounds of signs, Hadamard and Kac step (FHT-Kac of the RaBitQ
+    library): x (..., n), signs (4, n) of +-1. O(n log n), exactly orthonormal up to float32 rounding, differentiable."""
+    n = x.shape[-1]
+    if signs.shape != (4, n) or n == 0:
+        raise ShapeError(f"rotate got width {n} and signs {tuple(signs.shape)}; a width n >= 1 and signs (4, n) are needed")
+    return _rotate(x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
+
+
+@torch.library.custom_op("codeword::rotate", mutates_args=())
+def _rotate(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
+    if dispatch.choice("rotate", x.device) == "native":
+        out = torch.empty_like(x)
+        _native().rotate(x.detach().numpy(), signs.numpy(), out.numpy(), inverse, dispatch.num_threads())
+        return out
+    return reference.rotate(x, signs, inverse)
+
+
+@_rotate.register_fake
+def _(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _rotate_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.inverse = inputs[2]  # type: ignore[attr-defined]
+
+
+def _rotate_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    (signs,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _rotate(grad.contiguous(), signs, not ctx.inverse), None, None  # type: ignore[attr-defined]
+
+
+_rotate.register_autograd(_rotate_backward, setup_context=_rotate_setup)
+
+
+def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums (segments, d) float64 and counts (segments,) float64 of the rows of x (n, d) by int64 label, rows added in order.
+    With ``weights`` (n,) float32 both are weighted (the product is exact in float64). No gradient."""
+    if x.ndim != 2 or labels.shape != (x.shape[0],):
+        raise ShapeError(f"segment_sum got x {tuple(x.shape)} and labels {tuple(labels.shape)}; (n, d) and (n,) are needed")
+    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < segments):
+        raise ShapeError(f"segment_sum got labels {int(labels.min())}..{int(labels.max())}; 0..{segments - 1} are allowed")
+    x = x.detach().float().contiguous()
+    if dispatch.choice("segment_sum", x.device) == "native":
+        sums = torch.zeros(segments, x.shape[1], dtype=torch.float64)
+        counts = torch.zeros(segments, dtype=torch.float64)
+        w = None if weights is None else weights.float().contiguous().numpy()
+        _native().segment_sum(x.numpy(), labels.contiguous().numpy(), w, sums.numpy(), counts.numpy(), dispatch.num_threads())
+        return sums, counts
+    return reference.segment_sum(x, labels, segments, weights)
+
+
+def packed_bytes(rows: int, widths: Sequence[int]) -> int:
+    """Bytes of the bit string of ``rows`` codes with the given bit widths."""
+    return (rows * sum(widths) + 7) // 8
+
+
+def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
+    """One little-endian bit string, uint8 (packed_bytes,), of indices (rows, positions): position p takes widths[p] bits (0..63),
+    least significant bit first, rows follow each other without gaps, the last byte is padded with zero bits."""
+    if indices.ndim != 2 or indices.shape[1] != len(widths) or any(not 0 <= w <= 63 for w in widths):
+        raise ShapeError(f"pack got indices {tuple(indices.shape)} and {len(widths)} widths; (rows, positions) and widths 0..63 are needed")
+    wide = indices.to(torch.int64).contiguous()
+    if wide.numel():
+        top = torch.tensor([(1 << w) - 1 for w in widths], dtype=torch.int64, device=wide.device)
+        if bool(((wide < 0) | (wide > top)).any()):
+            raise ShapeError("pack got an index that does not fit its width")
+    if dispatch.choice("pack", wide.device) == "native":
+        out = torch.zeros(packed_bytes(len(wide), widths), dtype=torch.uint8)
+        _native().pack(wide.numpy(), torch.tensor(list(widths), dtype=torch.int64).numpy(), out.numpy(), dispatch.num_threads())
+        return out
+    return reference.pack(wide, widths)
+
+
+def unpack(data: Tensor, widths: Sequence[int], rows: int) -> Tensor:
+    """Inverse of ``pack``: int64 (rows, positions). ShapeError where ``data`` has not exactly the bytes needed."""
+    need = packed_bytes(rows, widths)
+    if data.dtype != torch.uint8 or data.ndim != 1 or len(data) != need:
+        raise ShapeError(f"unpack got {tuple(data.shape)} {data.dtype}; {need} bytes are needed for {rows} rows")
+    if dispatch.choice("unpack", data.device) == "native":
+        out = torch.empty(rows, len(widths), dtype=torch.int64)
+        _native().unpack(data.contiguous().numpy(), torch.tensor(list(widths), dtype=torch.int64).numpy(), out.numpy(), dispatch.num_threads())
+        return out
+    return reference.unpack(data, widths, rows)
+
+
+def _native():
+    module = dispatch.native()
+    assert module is not None
+    return module

@@ -1,0 +1,1 @@
+"""Policy that more than one quantizer needs: each piece exists once here and is shared, never inherited."""

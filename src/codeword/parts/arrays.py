@@ -1,0 +1,170 @@
+"""The border between callers' arrays and float32 rows: numpy or torch, any leading shape, half precision, integers, memory maps.
+
+Nothing here copies a whole array: rows pass in blocks of about 16 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeword.errors import ShapeError
+from codeword.parts import random
+
+if TYPE_CHECKING:
+    from codeword.quantizer import Codes
+
+Array = Tensor | np.ndarray
+T = TypeVar("T")
+
+BLOCK_VALUES = 1 << 22
+
+_TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TORCH_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def block_rows(dim: int) -> int:
+    """Rows of one block of about 16 MiB as float32."""
+    return max(1, BLOCK_VALUES // max(1, dim))
+
+
+def check_rows(x: Any, dim: int, what: str) -> int:
+    """Number of rows of ``x`` (..., dim); ShapeError for anything that is not a real-valued array of that width."""
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided or x.device.type == "meta" or x.dtype not in _TORCH_FLOATS + _TORCH_INTEGERS:
+            raise ShapeError(f"{what} got a {x.layout} tensor of {x.dtype} on {x.device.type}; a dense real-valued one is needed")
+    elif isinstance(x, np.ndarray):
+        if x.dtype.kind not in "fiu" or x.dtype.itemsize > 8:
+            raise ShapeError(f"{what} got an array of dtype {x.dtype}; float16/32/64 or integers up to 64 bits are accepted")
+    else:
+        raise ShapeError(f"{what} got {type(x).__name__}; a numpy array or torch tensor of shape (..., {dim}) is needed")
+    if x.ndim == 0 or x.shape[-1] != dim:
+        raise ShapeError(f"{what} got shape {tuple(x.shape)}; (..., {dim}) is needed")
+    return int(np.prod(x.shape[:-1], dtype=np.int64))
+
+
+def as_tensor(x: Any) -> Tensor:
+    """A tensor of any array-like; numpy memory that is read-only, strided backwards or big-endian is copied."""
+    if isinstance(x, Tensor):
+        return x
+    array = np.asarray(x)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(s < 0 for s in array.strides) or not array.flags.aligned:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def float_blocks(x: Array, dim: int, minus: Array | None = None) -> Iterator[Tensor]:
+    """float32 blocks (n, dim) of the rows of ``x``, less ``minus`` (broadcastable to x); at least one block, maybe empty."""
+    rows = x.reshape(-1, dim)
+    offset = None
+    if minus is not None:
+        offset = as_tensor(minus).float()
+        try:
+            offset = offset.expand(*x.shape).reshape(-1, dim) if offset.ndim > 1 else offset.expand(dim)
+        except RuntimeError:
+            raise ShapeError(f"given has shape {tuple(offset.shape)}, which does not broadcast to {tuple(x.shape)}") from None
+    step = block_rows(dim)
+    for start in range(0, max(1, len(rows)), step):
+        block = _float32(rows[start:start + step])
+        if offset is not None:
+            block = block - (offset if offset.ndim == 1 else offset[start:start + step]).to(block.device)
+        yield block
+
+
+def _float32(rows: Array) -> Tensor:
+    if isinstance(rows, Tensor):
+        return rows.detach().to(torch.float32).contiguous()
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which check_finite then names
+        block = np.ascontiguousarray(rows, dtype=np.float32)
+    return torch.from_numpy(block if block.flags.writeable else block.copy())
+
+
+def check_finite(rows: Tensor, what: str) -> None:
+    """ShapeError naming the first row with NaN or infinity (float64 beyond float32's range counts as infinity)."""
+    # A sum is finite only if all terms are; the precise look is taken only when it is not.
+    if bool(torch.isfinite(rows.sum())):
+        return
+    bad = ~torch.isfinite(rows)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise ShapeError(f"{what} got {rows[where].item()} at position {where} of a block; values must be finite in float32")
+
+
+def sample_indices(n: int, limit: int, seed: int) -> np.ndarray | None:
+    """Ascending indices of a seeded sample of ``limit`` of ``n`` rows, or None when all are kept."""
+    return None if n <= limit else np.sort(random.choice(seed, n, limit, stream="fit rows"))
+
+
+def take_rows(x: Array, dim: int, keep: np.ndarray | None) -> Tensor:
+    """float32 (m, dim) copy of the chosen rows."""
+    rows = x.reshape(-1, dim)
+    if keep is None:
+        return _float32(rows)
+    return _float32(rows[torch.from_numpy(keep)] if isinstance(rows, Tensor) else rows[keep])
+
+
+def take_weights(weights: Array, n: int, keep: np.ndarray | None) -> Tensor:
+    """float32 (m,) row weights; they must be finite, non-negative and not all zero."""
+    w = as_tensor(weights).detach().to(torch.float32).reshape(-1)
+    if len(w) != n:
+        raise ShapeError(f"weights has {len(w)} values for {n} rows")
+    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not bool((w > 0).any()):
+        raise ShapeError("weights must be finite, non-negative and not all zero")
+    return w if keep is None else w[torch.from_numpy(keep)]
+
+
+def unsigned_dtype(level: int) -> torch.dtype:
+    """Smallest unsigned dtype that holds level - 1."""
+    for dtype, limit in ((torch.uint8, 1 << 8), (torch.uint16, 1 << 16), (torch.uint32, 1 << 32)):
+        if level <= limit:
+            return dtype
+    return torch.uint64
+
+
+def check_indices(indices: Any, levels: tuple[int, ...], name: str) -> Tensor:
+    """int64 tensor (..., positions) with every index inside its alphabet; ShapeError otherwise."""
+    t = as_tensor(indices)
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise ShapeError(f"indices of {name} must be integers, got {t.dtype}")
+    if t.ndim == 0 or t.shape[-1] != len(levels):
+        raise ShapeError(f"indices of {name} have shape {tuple(t.shape)}; (..., {len(levels)}) is needed")
+    wide = t.to(torch.int64)
+    if wide.numel():
+        top = torch.tensor(levels, dtype=torch.int64, device=wide.device)
+        outside = (wide < 0) | (wide >= top)
+        if bool(outside.any()):
+            where = tuple(int(i) for i in outside.nonzero()[0])
+            raise ShapeError(f"index {int(wide[where])} at {where} is outside 0..{levels[where[-1]] - 1} of {name}")
+    return wide
+
+
+def masked_mean(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean of (n,) values over kept rows; 0 when none are kept."""
+    if keep is None:
+        return values.mean() if values.numel() else values.new_zeros(())
+    weight = keep.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def like(value: Tensor, model: Any) -> Array:
+    """``value`` as numpy where ``model`` is numpy, else on the model's device."""
+    return value.cpu().numpy() if isinstance(model, np.ndarray) else value.to(model.device)
+
+
+def like_codes(codes: Codes, model: Any) -> Codes:
+    """All parts of ``codes`` as ``like``."""
+    return type(codes)(*(None if part is None else like(part, model) for part in codes))
+
+
+def metric_root(metric: Tensor) -> Tensor:
+    """R float32 (d, d) with |R x|^2 = x' metric x: the transposed Cholesky factor; ShapeError where metric is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(metric.double())
+    if int(info):
+        raise ShapeError("metric must be symmetric positive definite; add a multiple of the identity (damping)")
+    return factor.mT.float().contiguous()

@@ -1,0 +1,403 @@
+"""The one contract: anything that turns vectors into codes and back is a ``Quantizer``.
+
+A subclass writes four private methods over clean float32 rows (``_fit``, ``_encode``, ``_decode`` and, if it trains,
+``_forward``); this file does what every quantizer owes its caller exactly once: numpy and torch alike, any leading shape,
+half precision and integers without a full float32 copy, value checks, masks, honest bits, saving.
+
+    fit(x)      learn from rows; always works, forgets earlier fits, reads at most ``fit_values`` numbers
+    encode(x)   (..., dim) -> Codes; the same codes alone, in a batch, on any number of threads and any device
+    decode(c)   Codes -> (..., dim) float32, the least-squares value
+    forward(x)  differentiable and pure; in eval mode its values equal decode(encode(x))
+    update(out) the only place where codebooks move outside the optimizer; call it after backward on every rank
+
+What a quantizer can do beyond that is a small protocol at the end of this file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
+from codeword.parts import arrays
+
+__all__ = [
+    "CodewordError", "Codes", "FormatError", "MatMul", "NotFitted", "Packed", "Progressive", "Quantized", "Quantizer",
+    "Query", "Report", "Scannable", "ShapeError", "Unsupported",
+]
+
+Array = Tensor | np.ndarray
+
+
+class Codes(NamedTuple):
+    """What ``encode`` returns. ``indices`` (..., positions) unsigned; ``side`` (..., side_count) floats or None;
+    ``lengths`` (...) valid leading positions, 0 = masked, or None when all are valid."""
+
+    indices: Array
+    side: Array | None = None
+    lengths: Array | None = None
+
+
+class Quantized(NamedTuple):
+    """What ``forward`` returns. ``values`` like the input; ``loss`` one weighted scalar; ``stats`` detached tensors."""
+
+    values: Tensor
+    codes: Codes
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class Report(dict[str, Any]):
+    """What was changed or repaired on the way: revived codewords, damping, clipped values. Empty: nothing was."""
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers (see the module's docstring). Constructor arguments are the configuration: keyword-only,
+    JSON values or another Quantizer, stored under their own names."""
+
+    dim: int
+    """Width of the vectors."""
+    levels: tuple[int, ...]
+    """Size of the alphabet at each position of a code."""
+    side_count: int = 0
+    """Floats kept beside the indices of each vector."""
+    side_dtype: torch.dtype = torch.float32
+    learns: bool = True
+    """False for lattices and other codebooks that exist without data: they are fitted from the start."""
+    takes_metric: bool = False
+    """True where ``encode(metric=)`` minimises the quadratic form instead of the plain L2 error."""
+    fit_values: int = 1 << 27
+    """``fit`` draws a seeded sample of rows when there are more numbers than this (512 MiB as float32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fitted = not self.learns
+        self.report = Report()
+
+    # ------------------------------------------------------------------ the contract
+
+    def fit(self, x: Array, *, weights: Array | None = None) -> Self:
+        """Learn from ``x`` (..., dim), optionally weighted rows (...). Raises ShapeError on bad shapes or values."""
+        n = arrays.check_rows(x, self.dim, "fit")
+        if n == 0:
+            raise ShapeError(f"{self.name}.fit got no rows; at least one is needed")
+        for block in arrays.float_blocks(x, self.dim):
+            arrays.check_finite(block, f"{self.name}.fit")
+        keep = arrays.sample_indices(n, max(1, self.fit_values // self.dim), seed=getattr(self, "seed", 0))
+        rows = arrays.take_rows(x, self.dim, keep).to(self.device)
+        row_weights = None if weights is None else arrays.take_weights(weights, n, keep).to(self.device)
+        self.report = Report() if len(rows) == n else Report(fit_rows=len(rows))
+        self._fit(rows, row_weights)
+        self.fitted = True
+        return self
+
+    @torch.no_grad()
+    def encode(self, x: Array, *, given: Array | None = None, metric: Array | None = None) -> Codes:
+        """Codes of ``x`` (..., dim). ``given`` (broadcastable to x) is subtracted first, e.g. a list's centroid;
+        ``metric`` (dim, dim) is the quadratic form to minimise, where ``takes_metric``."""
+        self._require_fitted("encode")
+        arrays.check_rows(x, self.dim, "encode")
+        form = self._check_metric(metric)
+        indices, side = [], []
+        for block in arrays.float_blocks(x, self.dim, minus=given):
+            arrays.check_finite(block, f"{self.name}.encode")
+            index, extra = self._encode(block.to(self.device), form)
+            indices.append(index.to(self.index_dtype))
+            side.append(extra)
+        lead = tuple(x.shape[:-1])
+        codes = Codes(
+            torch.cat(indices).reshape(*lead, len(self.levels)),
+            torch.cat(side).to(self.side_dtype).reshape(*lead, self.side_count) if self.side_count else None,
+        )
+        return arrays.like_codes(codes, x)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, *, given: Array | None = None) -> Array:
+        """The least-squares values (..., dim), float32, of ``codes``; ``given`` is added back. Masked rows are zero."""
+        self._require_fitted("decode")
+        indices, side, lengths = self._check_codes(codes)
+        lead = indices.shape[:-1]
+        rows = indices.reshape(-1, len(self.levels))
+        flat = side.reshape(-1, self.side_count) if side is not None else None
+        count = lengths.reshape(-1) if lengths is not None else None
+        step = arrays.block_rows(self.dim)
+        out = torch.empty(len(rows), self.dim, device=self.device)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            out[part] = self._decode_some(rows[part], flat[part] if flat is not None else None,
+                                          count[part] if count is not None else None)
+        values = out.reshape(*lead, self.dim)
+        if given is not None:
+            values = values + arrays.as_tensor(given).to(values)
+            if lengths is not None:
+                values = values * (lengths > 0).unsqueeze(-1)
+        return arrays.like(values, codes.indices)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Quantized:
+        """Quantize (..., dim) differentiably. ``mask`` (...) False rows get zero values, length 0, and no influence.
+        Pure: no state changes, no value checks (NaN propagates), safe under autocast and ``torch.compile``."""
+        if not torch.compiler.is_compiling():
+            self._require_fitted("forward")
+        if x.shape[-1] != self.dim:
+            raise ShapeError(f"{self.name}.forward got rows of width {x.shape[-1]}; this quantizer has dim={self.dim}")
+        lead = x.shape[:-1]
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, self.dim).float()
+            keep = None if mask is None else mask.reshape(-1).to(torch.bool)
+            if keep is not None:  # NaN in padding must not leak through 0 * NaN
+                rows = torch.where(keep.unsqueeze(-1), rows, torch.zeros((), device=rows.device))
+            values, index, side, loss, stats = self._forward(rows, keep)
+            if keep is not None:
+                values = torch.where(keep.unsqueeze(-1), values, torch.zeros((), device=values.device))
+        codes = Codes(
+            index.to(self.index_dtype).reshape(*lead, len(self.levels)),
+            side.reshape(*lead, self.side_count) if side is not None else None,
+            None if keep is None else (keep.to(torch.int32) * len(self.levels)).reshape(lead),
+        )
+        return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
+
+    def update(self, out: Quantized) -> Report:
+        """Move codebooks that follow the data instead of the gradient (EMA, revival) from the statistics of ``out``.
+        Collective: call it after backward, unconditionally, on every rank."""
+        return Report()
+
+    def bits(self, codes: Codes) -> float:
+        """Stored bits per dimension of ``codes`` as written to a file: indices in one packed bit string, plus side floats."""
+        n = int(np.prod(codes.indices.shape[:-1]))
+        return 8 * self.stored_bytes(n) / (n * self.dim) if n else 0.0
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits per dimension before padding to bytes: sum of ceil(log2 level) over positions, plus side floats."""
+        return (sum(self.widths) + 8 * self.side_count * self.side_dtype.itemsize) / self.dim
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes shared by all vectors: codebooks, tables, rotations."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    def stored_bytes(self, rows: int) -> int:
+        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats)."""
+        return math.ceil(rows * sum(self.widths) / 8) + rows * self.side_count * self.side_dtype.itemsize
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:
+        """The recommended configuration at ``bits`` stored bits per dimension. Raises Unsupported where there is none."""
+        raise Unsupported(f"{cls.__name__} has no single dial for bits; pass its own arguments")
+
+    # ------------------------------------------------------------------ identity and files
+
+    @property
+    def name(self) -> str:
+        """The name in the catalog."""
+        from codeword import catalog
+        return catalog.name_of(type(self))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments by name; JSON values or Quantizers."""
+        return {key: getattr(self, key) for key in inspect.signature(type(self).__init__).parameters if key != "self"}
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """What fitting decided beyond the configuration, as JSON: enough to allocate before the state is read."""
+        return {"fitted": self.fitted}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        """Inverse of ``structure``; called on a freshly built object before its tensors are loaded. Validates."""
+        fitted = structure.get("fitted")
+        if not isinstance(fitted, bool) or (not fitted and not self.learns):
+            raise FormatError("config", f"structure of {self.name} needs a boolean 'fitted', got {fitted!r}")
+        self.fitted = fitted
+
+    def check_state(self) -> None:
+        """Raise FormatError("value") where loaded tensors are impossible. Default: all floats are finite."""
+        for key, value in self.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FormatError("value", f"tensor {key!r} of {self.name} has non-finite values")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over configuration, structure and state: codes on disk carry it."""
+        from codeword.io import objects
+        return objects.fingerprint(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, durably and atomically. Same object, same bytes."""
+        from codeword.io import objects
+        objects.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file written by ``save``. Raises FormatError; never runs code from the file."""
+        from codeword.io import objects
+        loaded = objects.load(path)
+        if not isinstance(loaded, cls):
+            raise FormatError("kind", f"{path} holds {type(loaded).__name__}, not {cls.__name__}")
+        return loaded
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in self.config.items() if not isinstance(v, nn.Module))
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
+        """Learn from float32 ``rows`` (n, dim), n >= 1, finite. Must not warm-start from earlier state."""
+        if self.learns:
+            raise NotImplementedError
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """float32 (n, dim) -> integer indices (n, positions), side floats (n, side_count) or None."""
+        raise NotImplementedError
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        """int64 (n, positions) -> float32 (n, dim)."""
+        raise NotImplementedError
+
+    def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
+        """values, indices, side, loss, stats over float32 rows. Default: straight-through over decode(encode(x)), no loss."""
+        from codeword.parts.gradients import straight_through
+        with torch.no_grad():
+            index, side = self._encode(rows.detach(), None)
+            values = self._decode(index.to(torch.int64), side)
+        stats = {"error": arrays.masked_mean((values - rows.detach()).square().sum(-1), keep)}
+        return straight_through(rows, values), index, side, rows.new_zeros(()), stats
+
+    # ------------------------------------------------------------------ shared by all
+
+    @property
+    def device(self) -> torch.device:
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Whole bits each position takes: ceil(log2 level)."""
+        return tuple((level - 1).bit_length() for level in self.levels)
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """Smallest unsigned type that holds max(levels) - 1."""
+        return arrays.unsigned_dtype(max(self.levels))
+
+    def _decode_some(self, indices: Tensor, side: Tensor | None, lengths: Tensor | None) -> Tensor:
+        values = self._decode(indices, side)
+        if lengths is None:
+            return values
+        partial = (lengths != 0) & (lengths != len(self.levels))
+        if bool(partial.any()):
+            raise Unsupported(f"{self.name} cannot decode some of its positions only; lengths must be 0 or {len(self.levels)}")
+        return values * (lengths > 0).unsqueeze(-1)
+
+    def _require_fitted(self, what: str) -> None:
+        if not self.fitted:
+            raise NotFitted(f"{self.name}.{what} needs a fitted quantizer; call fit(x) first")
+
+    def _check_metric(self, metric: Array | None) -> Tensor | None:
+        if metric is None:
+            return None
+        if not self.takes_metric:
+            raise Unsupported(f"{self.name} minimises plain L2 only; call encode without metric and report that")
+        form = arrays.as_tensor(metric).to(self.device, torch.float64)
+        if form.shape != (self.dim, self.dim):
+            raise ShapeError(f"metric has shape {tuple(form.shape)}; ({self.dim}, {self.dim}) is needed")
+        return form
+
+    def _check_codes(self, codes: Codes) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        indices = arrays.check_indices(codes.indices, self.levels, self.name).to(self.device)
+        side, lengths = codes.side, codes.lengths
+        if (side is None) != (self.side_count == 0):
+            raise ShapeError(f"codes of {self.name} carry {self.side_count} side floats a vector; got {'none' if side is None else 'some'}")
+        if side is not None:
+            side = arrays.as_tensor(side).to(self.device)
+            if side.shape != (*indices.shape[:-1], self.side_count):
+                raise ShapeError(f"side has shape {tuple(side.shape)}; {(*indices.shape[:-1], self.side_count)} is needed")
+            arrays.check_finite(side.float(), f"{self.name}.decode side")
+        if lengths is not None:
+            lengths = arrays.as_tensor(lengths).to(self.device, torch.int64)
+            if lengths.shape != indices.shape[:-1] or bool(((lengths < 0) | (lengths > len(self.levels))).any()):
+                raise ShapeError(f"lengths must have shape {tuple(indices.shape[:-1])} and values 0..{len(self.levels)}")
+        return indices, side, lengths
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Tables, statistics and factors keep their dtype: a codebook rounded by .half() would move every decision.
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return super()._apply(keep_dtype, recurse)
+
+
+# ---------------------------------------------------------------------- capabilities
+
+
+class Packed(NamedTuple):
+    """Codes in the layout a scan reads. Every tensor's first axis runs over rows or over blocks of ``BLOCK`` rows, so a
+    segment can be saved, mapped and sliced without knowing what is in it. ``rows`` is a multiple of ``BLOCK``."""
+
+    tensors: dict[str, Tensor]
+    rows: int
+
+
+BLOCK = 32
+"""Rows a fused scan reads at once; lists start at multiples of it."""
+
+Query = Any
+"""Whatever ``prepare`` returns: tables, rotated queries; opaque to the caller."""
+
+
+@runtime_checkable
+class Scannable(Protocol):
+    """Distances straight from codes. With c the ``given`` of a row's list, every estimate is split as
+
+        distance(q, row) = coarse(q, c) + f(row) + g(q, row)          coarse: |q-c|^2 (l2), -<q,c> (ip)
+
+    so one prepared query serves every list. The caller supplies ``coarse`` per (query, list); flat search has c = 0."""
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """Rows in scan layout; their number is padded to a multiple of BLOCK. ``given`` (rows, dim)."""
+        ...
+
+    def prepare(self, queries: Tensor, metric: str) -> Query:
+        """Tables for ``queries`` (q, dim) float32; ``metric`` "l2" or "ip"."""
+        ...
+
+    def scan(self, packed: Packed, query: Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows start..stop for all prepared queries: (distance, lower bound), each (q, stop-start), without ``coarse``.
+        The plain definition that ``search_spans`` must agree with."""
+        ...
+
+    def search_spans(self, packed: Packed, query: Query, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        """Fused top-k. ``spans`` (q, p, 2) int64 row ranges, start a multiple of BLOCK (empty where start == stop);
+        ``coarse`` (q, p) float32; ``allowed`` (rows,) bool or None. Returns distances (q, k) ascending, padded with +inf,
+        and rows (q, k) int64, padded with -1. Ties go to the lower row. Same answer for any ``num_threads``."""
+        ...
+
+
+@runtime_checkable
+class MatMul(Protocol):
+    """A matrix product straight from codes."""
+
+    def pack_matrix(self, codes: Codes, shape: tuple[int, int], axis: int) -> Packed: ...
+
+    def matmul(self, x: Tensor, packed: Packed) -> Tensor: ...
+
+
+@runtime_checkable
+class Progressive(Protocol):
+    """Codes whose prefix is a coarser code."""
+
+    def truncate(self, codes: Codes, bits: float) -> Codes: ...
+
+
+def iter_quantizers(parts: Sequence[Quantizer] | Quantizer) -> Iterator[Quantizer]:
+    """One or several, always as an iterator (combinators take both)."""
+    yield from (parts if isinstance(parts, Sequence) else (parts,))

@@ -1,0 +1,1 @@
+"""One quantizer a file, found by its catalog name."""

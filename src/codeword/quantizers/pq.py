@@ -1,0 +1,109 @@
+"""Product quantization (Jegou, Douze, Schmid: Product Quantization for Nearest Neighbor Search, TPAMI 2011).
+
+A vector is cut into ``num_codebooks`` slices of equal width; each slice is quantized by its own k-means codebook.
+
+    x = [x^1 ... x^M],   i_m = argmin_k |x^m - c^m_k|^2,   x^ = [c^1_{i_1} ... c^M_{i_M}]
+
+Distances to a query come from M tables: |q - x^|^2 = sum_m T_m[i_m], T_m[k] = |q^m - c^m_k|^2 (asymmetric distance computation).
+Cost: encode K d multiply-adds a vector; M look-ups a distance. Bits: M ceil(log2 K), no side information; K d floats shared.
+``Product`` of VQs is the same object slice by slice; this class exists because the tables make it fast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from codeword import ops
+from codeword.errors import CodewordError, Unsupported
+from codeword.parts.kmeans import kmeans
+from codeword.parts.scan import top_k_spans
+from codeword.quantizer import BLOCK, Codes, Packed, Quantizer, Report
+
+
+class PQ(Quantizer):
+    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed."""
+
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0) -> None:
+        super().__init__()
+        if num_codebooks < 1 or dim < 1 or dim % num_codebooks:
+            raise CodewordError(f"pq got dim={dim} and num_codebooks={num_codebooks}; a divisor of dim is needed")
+        if not 2 <= codebook_size <= 1 << 16:
+            raise CodewordError(f"pq got codebook_size={codebook_size}; 2..65536 are allowed")
+        self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
+        self.iterations, self.seed = iterations, seed
+        self.levels = (codebook_size,) * num_codebooks
+        self.codebooks: Tensor
+        self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, *, seed: int = 0) -> Self:
+        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the largest alphabet that does."""
+        for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
+            books = bits * dim / width
+            if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
+                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, seed=seed)
+        raise Unsupported(f"pq has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
+
+    def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
+        repaired = 0
+        for m, part in enumerate(rows.split(self.dim // self.num_codebooks, dim=1)):
+            result = kmeans(part.contiguous(), self.codebook_size, iterations=self.iterations, seed=self.seed + m, weights=weights)
+            self.codebooks[m] = result.centroids
+            repaired += result.repaired
+        if repaired:
+            self.report = Report(self.report, repaired_codewords=repaired)
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        slices = rows.split(self.dim // self.num_codebooks, dim=1)
+        return torch.stack([ops.nearest(part, book).indices for part, book in zip(slices, self.codebooks, strict=True)], dim=1), None
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        books = torch.arange(self.num_codebooks, device=indices.device)
+        return self.codebooks[books, indices].flatten(1)
+
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """``codes`` (rows, M) transposed in blocks of 32 and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None)."""
+        indices = torch.as_tensor(codes.indices)
+        rows = -(-len(indices) // BLOCK) * BLOCK
+        values = self.decode(Codes(indices))
+        constant = values.double().square().sum(1)
+        cross = torch.zeros_like(constant) if given is None else (values.double() * given.double()).sum(1)
+        padded = torch.zeros(rows, self.num_codebooks, dtype=indices.dtype)
+        padded[:len(indices)] = indices
+        row_terms = torch.zeros(rows, 2)
+        row_terms[:len(indices), 0] = (constant + 2 * cross).float()
+        return Packed({"indices": padded, "row_terms": row_terms}, rows)
+
+    def prepare(self, queries: Tensor, metric: str) -> PQQuery:
+        """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip."""
+        slices = queries.float().unflatten(1, (self.num_codebooks, -1))
+        tables = torch.einsum("qmd,mkd->qmk", slices, self.codebooks)
+        return PQQuery(tables * (-2.0 if metric == "l2" else -1.0), metric)
+
+    def scan(self, packed: Packed, query: PQQuery, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        indices = packed.tensors["indices"][start:stop].to(torch.int64)
+        distance = torch.zeros(len(query.tables), len(indices))
+        for m in range(self.num_codebooks):
+            distance += query.tables[:, m].index_select(1, indices[:, m])
+        if query.metric == "l2":
+            distance = distance + packed.tensors["row_terms"][start:stop, 0]
+        return distance, distance
+
+    def search_spans(self, packed: Packed, query: PQQuery, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return top_k_spans(self, packed, query, spans, coarse, k, allowed)
+
+
+class PQQuery(NamedTuple):
+    tables: Tensor
+    metric: str
+
+    def select(self, i: int) -> PQQuery:
+        """The prepared query ``i`` alone."""
+        return PQQuery(self.tables[i:i + 1], self.metric)
