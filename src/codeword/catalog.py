@@ -29,6 +29,13 @@ class Entry(NamedTuple):
     input_space: bool = True
     """decode lives in the input's space; False enters search or weights only inside a wrapper that maps back"""
     combinator: bool = False
+    example: str = ""
+    """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
+    example_dim: int = 16
+
+    @property
+    def example_spec(self) -> str:
+        return self.example or (f"{self.name}(pq:bits=2)" if self.combinator else f"{self.name}:bits=2")
 
 
 class System(NamedTuple):
@@ -44,8 +51,10 @@ class System(NamedTuple):
 
 
 QUANTIZERS: tuple[Entry, ...] = (
-    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
-    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
+    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
+          example="vq:codebook_size=12", example_dim=6),
+    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
+          example="pq:num_codebooks=4,codebook_size=8"),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -92,11 +101,10 @@ def make(spec: str, dim: int) -> Quantizer:
     if inner:
         if not entry(name).combinator:
             raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-        return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
-    if "bits" in options:
-        return cls.for_bits(dim, options.pop("bits"), **options)
     try:
-        return cls(dim=dim, **options)
+        if inner:
+            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+        return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
 
