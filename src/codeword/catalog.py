@@ -34,6 +34,10 @@ class Entry(NamedTuple):
 QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -69,13 +73,13 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-        return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
-    if "bits" in options:
-        return cls.for_bits(dim, options.pop("bits"), **options)
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
+        if inner:
+            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+        if "bits" in options:
+            return cls.for_bits(dim, options.pop("bits"), **options)
         return cls(dim=dim, **options)
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
