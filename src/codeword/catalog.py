@@ -53,10 +53,19 @@ class System(NamedTuple):
 
 
 QUANTIZERS: tuple[Entry, ...] = (
+<<<<<<< HEAD
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
           example="vq:codebook_size=12", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8"),
+=======
+    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
+    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
+>>>>>>> learned
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -106,6 +115,7 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
+<<<<<<< HEAD
     if inner:
         if not entry(name).combinator:
             raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
@@ -113,6 +123,16 @@ def make(spec: str, dim: int) -> Quantizer:
         if inner:
             return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
         return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
+=======
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+    try:
+        if inner:
+            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+        if "bits" in options:
+            return cls.for_bits(dim, options.pop("bits"), **options)
+        return cls(dim=dim, **options)
+>>>>>>> learned
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
 
