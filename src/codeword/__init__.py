@@ -12,6 +12,7 @@ _NAMES = {
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq",
+    "RaBitQ": "quantizers.rabitq",
     "Index": "search.index", "load": "io.objects",
 }
 
