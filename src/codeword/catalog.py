@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
-    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates with a bound (Gao, Long 2024; Gao et al. 2025)"),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}

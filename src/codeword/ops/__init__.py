@@ -15,6 +15,6 @@ from codeword.ops.functions import Nearest, hadamard, nearest, pack, packed_byte
 from codeword.ops.grid import grid_code
 
 __all__ = [
-    "Nearest", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "nearest", "num_threads", "pack", "packed_bytes", "project",
-    "rotate", "segment_sum", "unpack",
+    "Nearest", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "nearest", "num_threads", "pack", "packed_bytes",
+    "project", "rotate", "segment_sum", "unpack",
 ]

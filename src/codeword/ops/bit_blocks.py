@@ -202,10 +202,7 @@ def pack_rest(values: Tensor, bits: int) -> Tensor:
     parts, shift = [], 0
     for f in _fields(bits - 1):
         field = (groups >> shift) & ((1 << f) - 1)
-        if f == 1:
-            lanes = field.unflatten(2, (4, 8))
-        else:
-            lanes = field.unflatten(2, (8 // f, 4 * f)).transpose(2, 3)
+        lanes = field.unflatten(2, (4, 8)) if f == 1 else field.unflatten(2, (8 // f, 4 * f)).transpose(2, 3)
         parts.append((lanes << (f * torch.arange(8 // f, device=values.device))).sum(3).to(torch.uint8))
         shift += f
     return torch.cat(parts, dim=2).flatten(1) if parts else groups.new_zeros(rows, 0, dtype=torch.uint8)

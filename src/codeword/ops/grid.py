@@ -28,7 +28,8 @@ TOP = 1 << 30
 def grid_code(magnitudes: Tensor, cells: int) -> Tensor:
     """Cells uint8 (n, d) of magnitudes int32 (n, d), 0..2^30; ``cells`` K is 1..256."""
     if magnitudes.ndim != 2 or magnitudes.dtype != torch.int32 or not 1 <= cells <= 256:
-        raise ShapeError(f"grid_code got {tuple(magnitudes.shape)} {magnitudes.dtype} and {cells} cells; int32 (n, d) and 1..256 are needed")
+        got = f"{tuple(magnitudes.shape)} {magnitudes.dtype} and {cells} cells"
+        raise ShapeError(f"grid_code got {got}; int32 (n, d) and 1..256 cells are needed")
     return _grid_code(magnitudes.contiguous(), cells)
 
 
