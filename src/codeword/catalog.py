@@ -40,9 +40,9 @@ class Entry(NamedTuple):
 
 QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
-          example="vq:codebook_size=12", example_dim=6),
+          example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
-          example="pq:num_codebooks=4,codebook_size=8"),
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -78,9 +78,8 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
         if inner:
             return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
