@@ -249,6 +249,10 @@ class Quantizer(nn.Module):
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise FormatError("value", f"tensor {key!r} of {self.name} has non-finite values")
 
+    def rebuild(self) -> None:
+        """Recompute what is derived and not saved (non-persistent buffers, tables) from configuration and state. Loading runs
+        constructors on the meta device and calls this last; a constructor that makes such tables calls it too."""
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, structure and state: codes on disk carry it."""

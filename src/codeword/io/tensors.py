@@ -29,7 +29,7 @@ import mmap as mapping
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,12 +113,15 @@ def read_header(path: str | Path, *, limits: Limits = LIMITS, follow: bool = Tru
         return _read_header(file, found.st_size, str(path), limits)
 
 
-def read_tensors(path: str | Path, *, mmap: bool = False, limits: Limits = LIMITS,
-                 follow: bool = True) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """Tensors by name and the caller's header. ``mmap=True`` gives a ``MappedTensors``. Raises FormatError, nothing else."""
+def read_tensors(path: str | Path, *, mmap: bool = False, limits: Limits = LIMITS, follow: bool = True,
+                 expect: Callable[[FileHeader], None] | None = None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Tensors by name and the caller's header. ``mmap=True`` gives a ``MappedTensors``. Raises FormatError, nothing else; ``expect``
+    may raise it too, before any tensor is read."""
     descriptor, found = files.open_regular(path, follow=follow)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         known = _read_header(file, found.st_size, str(path), limits)
+        if expect is not None:
+            expect(known)
         if mmap:
             return MappedTensors(str(path), known, _map(file, known.size)), known.header
         loaded = {name: _load(file, spec, f"{path}: tensor {name!r}") for name, spec in known.specs.items()}
