@@ -54,7 +54,7 @@ class System(NamedTuple):
 
 QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
-          example="vq:codebook_size=12", example_dim=6),
+          example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8"),
     Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
@@ -62,6 +62,7 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
     Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
     Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -112,9 +113,14 @@ def make(spec: str, dim: int) -> Quantizer:
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
 <<<<<<< HEAD
+<<<<<<< HEAD
     if inner:
         if not entry(name).combinator:
             raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+=======
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+>>>>>>> lattice
     try:
         if inner:
             return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
