@@ -56,13 +56,12 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
           example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
-          example="pq:num_codebooks=4,codebook_size=8"),
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
     Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
     Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
     Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
-    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
-          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -112,29 +111,12 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-<<<<<<< HEAD
-<<<<<<< HEAD
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-=======
     if inner and not entry(name).combinator:
         raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
->>>>>>> lattice
     try:
         if inner:
             return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
         return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
-=======
-    if inner and not entry(name).combinator:
-        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-    try:
-        if inner:
-            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
-        if "bits" in options:
-            return cls.for_bits(dim, options.pop("bits"), **options)
-        return cls(dim=dim, **options)
->>>>>>> learned
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
 
