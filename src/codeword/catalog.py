@@ -38,6 +38,8 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
     Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
+    Entry("residual", "residual:Residual", "Stages, each coding what the ones before it left over", combinator=True),
+    Entry("projected", "projected:Projected", "A linear map into a quantizer's own space and back", combinator=True),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}

@@ -201,6 +201,12 @@ class Quantizer(nn.Module):
         return catalog.name_of(type(self))
 
     @property
+    def input_space(self) -> bool:
+        """False where decode does not live in the input's space (catalog); search and weights then need a wrapper that maps back."""
+        from codeword import catalog
+        return next((row.input_space for row in catalog.QUANTIZERS if row.name == self.name), True)
+
+    @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name; JSON values or Quantizers."""
         return {key: getattr(self, key) for key in inspect.signature(type(self).__init__).parameters if key != "self"}
