@@ -13,6 +13,7 @@ _NAMES = {
     "make": "catalog",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
+    "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq",
     "Index": "search.index", "load": "io.objects",
 }
