@@ -11,7 +11,7 @@ _NAMES = {
     "CodewordError": "errors", "FormatError": "errors", "NotFitted": "errors", "ShapeError": "errors", "Unsupported": "errors",
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
-    "VQ": "quantizers.vq", "PQ": "quantizers.pq",
+    "VQ": "quantizers.vq", "PQ": "quantizers.pq", "PVQ": "quantizers.pvq",
     "Index": "search.index", "load": "io.objects",
 }
 
