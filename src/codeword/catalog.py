@@ -59,6 +59,13 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
     Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
           example="pvq:group=8,pulses=6,gain_bits=1"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)",
+          example="simvq:codebook_size=12,steps=20", example_dim=6),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
+          example="rabitq:code_bits=3"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}

@@ -81,7 +81,7 @@ def test_equals_textbook_ldlq_when_columns_are_reversed(grid: VQ):
 
 def test_loss_is_the_sum_over_groups():
     """tr(D H D') = |D R|^2, so what the loop minimises group by group is the proxy loss."""
-    w, h = correlated(7, 12)
+    _, h = correlated(7, 12)
     upper = factor(h, damping=0.0).upper
     assert torch.equal(upper, upper.triu())
     assert torch.allclose(upper @ upper.mT, h, rtol=1e-12, atol=1e-12 * float(h.abs().max()))
@@ -100,8 +100,8 @@ def test_diagonal_hessian_is_rounding_to_nearest(grid: VQ):
 
 def test_feedback_beats_rounding_on_a_real_layer(layer):
     """The paper's relation, on calibration and on held-out text, for a scalar and for product codebooks; the metric helps further."""
-    w, h, other = layer.weight[:96], layer.hessian.value, layer.held_out.value
-    for quantizer in (VQ(dim=1, codebook_size=4), PQ(dim=8, num_codebooks=4, codebook_size=16, iterations=8)):
+    for quantizer, inputs in ((VQ(dim=1, codebook_size=4), 128), (PQ(dim=8, num_codebooks=4, codebook_size=16, iterations=8), 384)):
+        w, h, other = layer.weight[:96, :inputs], layer.hessian.value[:inputs, :inputs], layer.held_out.value[:inputs, :inputs]
         feedback = quantize_weight(w, h, quantizer)
         nearest = quantize_weight(w, None, quantizer).layer.weight
         by_activation = quantize_weight(w, h, quantizer, order="activation")

@@ -145,7 +145,8 @@ def proxy_loss(weight: Array, quantized: Array, hessian: Array) -> float:
     w, q = arrays.as_tensor(weight).detach().cpu().double(), arrays.as_tensor(quantized).detach().cpu().double()
     h = check_hessian(hessian)
     if w.shape != q.shape or w.ndim != 2 or w.shape[1] != len(h):
-        raise ShapeError(f"proxy_loss got W {tuple(w.shape)}, W^ {tuple(q.shape)} and H {tuple(h.shape)}; (out, in) twice and (in, in) are needed")
+        raise ShapeError(f"proxy_loss got W {tuple(w.shape)}, W^ {tuple(q.shape)} and H {tuple(h.shape)}; "
+                         "(out, in) twice and (in, in) are needed")
     power = float(((w @ h) * w).sum())
     lost = float((((w - q) @ h) * (w - q)).sum())
     return lost / power if power > 0 else (0.0 if lost <= 0 else float("inf"))

@@ -102,8 +102,8 @@ def use_system(system: System) -> Iterator[System]:
 
 
 def write_file(path: str | Path, chunks: Iterable[bytes | bytearray | memoryview], *, durable: bool = True) -> None:
-    """Replace ``path`` by the concatenated ``chunks``, keeping its permissions. ``durable=False`` skips both flushes (scratch data).
-    Raises OSError as it comes; where that happens before the rename, the old file is untouched."""
+    """Replace ``path`` by the concatenated ``chunks`` (of single bytes), keeping its permissions. ``durable=False`` skips both
+    flushes (scratch data). Raises OSError as it comes; where that happens before the rename, the old file is untouched."""
     target = os.fspath(path)
     folder, name = os.path.split(target)
     folder = folder or "."
@@ -112,7 +112,7 @@ def write_file(path: str | Path, chunks: Iterable[bytes | bytearray | memoryview
     try:
         try:
             for chunk in chunks:
-                _write_all(descriptor, memoryview(chunk).cast("B"))
+                _write_all(descriptor, memoryview(chunk))
             if mode is not None:
                 _system.chmod(descriptor, mode)
             if durable:

@@ -192,20 +192,7 @@ def read_manifest(path: str | Path, limits: Limits = LIMITS) -> dict[str, Any]:
     if data[:1] != b"{":
         raise FormatError("magic", f"{what} is not a manifest")
     tensors.check_version(canonical.parse(data, what, limits), what)
-    record = canonical.unseal(data, what, limits)
-    canonical.fields(record, what, {"digest": str, "files": dict, "kind": str, "meta": dict, "version": int})
-    if not _KIND.fullmatch(record["kind"]):
-        raise FormatError("kind", f"{what} has kind {record['kind'][:40]!r}")
-    for name, entry in record["files"].items():
-        match = _SEGMENT.fullmatch(name)
-        if not match:
-            raise FormatError("name", f"{what} names {name[:80]!r}; segments are called kind-digest.cw and lie in the folder itself")
-        canonical.fields(entry, f"entry {name!r} of {what}", {"sha256": str, "size": int})
-        if not _HEX.fullmatch(entry["sha256"]) or not entry["sha256"].startswith(match["digest"]):
-            raise FormatError("name", f"entry {name!r} of {what} does not carry its own digest in its name")
-        if entry["size"] < tensors.PAGE:
-            raise FormatError("value", f"entry {name!r} of {what} has size {entry['size']}; a segment has at least {tensors.PAGE} bytes")
-    return record
+    return _check_manifest(canonical.unseal(data, what, limits), what)
 
 
 def remove_unreferenced(path: str | Path, keep: set[str]) -> None:
@@ -229,22 +216,25 @@ def export_file(path: str | Path, target: str | Path) -> None:
 
 
 def import_file(source: str | Path, path: str | Path, *, limits: Limits = LIMITS) -> Folder:
-    """Inverse of ``export_file``: unpack into a new folder. Every segment is verified before the manifest appears."""
+    """Inverse of ``export_file``: unpack into a new folder. The manifest appears after every segment has been verified; where one is
+    refused, none stays. Raises FormatError."""
     content, header = tensors.read_tensors(source, mmap=True, limits=limits)
     if header.get("kind") != "folder":
         raise FormatError("kind", f"{source} holds {str(header.get('kind'))[:40]!r}, not an exported folder")
     canonical.fields(header, f"header of {source}", {"kind": str, "manifest": dict})
-    manifest = header["manifest"]
-    canonical.fields(manifest, f"manifest in {source}", {"files": dict, "kind": str, "meta": dict, "version": int})
+    text = canonical.sealed(header["manifest"])
+    manifest = _check_manifest(canonical.unseal(text, f"manifest in {source}", limits), f"manifest in {source}")
+    for name in content.keys() ^ manifest["files"].keys():
+        raise FormatError("unknown-key" if name in content else "missing-key", f"{source} and its manifest disagree about segment {name!r}")
     folder = Folder.create(path, manifest["kind"])
-    text = canonical.sealed(manifest)
-    if set(content) != set(manifest["files"]):
-        raise FormatError("missing-key", f"{source} does not hold the segments that its manifest names")
-    for name in content:
-        if not _SEGMENT.fullmatch(name):
-            raise FormatError("name", f"{source} names {name[:80]!r}; segments are called kind-digest.cw")
-        files.write_file(folder.path / name, [memoryview(content[name].numpy())])
-        _check_segment(tensors.verify_file(folder.path / name, limits=limits, follow=False), name, manifest["files"][name], str(source))
+    try:
+        for name, entry in manifest["files"].items():
+            files.write_file(folder.path / name, [content[name].numpy().data])
+            _check_segment(tensors.verify_file(folder.path / name, limits=limits, follow=False), name, entry, str(source))
+    except BaseException:
+        for name in manifest["files"]:
+            files.remove_file(folder.path / name)
+        raise
     files.write_file(folder.path / MANIFEST, [text])
     return Folder.open(path, limits=limits)
 
@@ -261,3 +251,19 @@ def _check_segment(known: tensors.FileHeader, name: str, entry: dict[str, Any], 
         raise FormatError("kind", f"{path} is a file of another kind, not a segment")
     if known.header["segment"] != name.partition("-")[0]:
         raise FormatError("kind", f"{path} holds {str(known.header['segment'])[:40]!r}, not {name.partition('-')[0]!r}")
+
+
+def _check_manifest(record: dict[str, Any], what: str) -> dict[str, Any]:
+    canonical.fields(record, what, {"digest": str, "files": dict, "kind": str, "meta": dict, "version": int})
+    if not _KIND.fullmatch(record["kind"]):
+        raise FormatError("kind", f"{what} has kind {record['kind'][:40]!r}")
+    for name, entry in record["files"].items():
+        match = _SEGMENT.fullmatch(name)
+        if not match:
+            raise FormatError("name", f"{what} names {name[:80]!r}; segments are called kind-digest.cw and lie in the folder itself")
+        canonical.fields(entry, f"entry {name!r} of {what}", {"sha256": str, "size": int})
+        if not _HEX.fullmatch(entry["sha256"]) or not entry["sha256"].startswith(match["digest"]):
+            raise FormatError("name", f"entry {name!r} of {what} does not carry its own digest in its name")
+        if entry["size"] < tensors.PAGE:
+            raise FormatError("value", f"entry {name!r} of {what} has size {entry['size']}; a segment has at least {tensors.PAGE} bytes")
+    return record

@@ -26,7 +26,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _fingerprint(record: dict[str, Any], state: Mapping[str, Tensor]) -> str:
 
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def _without_defaults(record: Any) -> Any:
@@ -210,7 +210,7 @@ def _check_declared(declared: dict[str, tuple[torch.dtype, tuple[int, ...]]], fo
         if found[name].dtype != dtype:
             raise FormatError("dtype", f"tensor {name!r} of {what} is {found[name].dtype}; its configuration declares {dtype}")
         if tuple(found[name].shape) != shape:
-            raise FormatError("shape", f"tensor {name!r} of {what} has shape {tuple(found[name].shape)}; its configuration declares {shape}")
+            raise FormatError("shape", f"tensor {name!r} of {what} has shape {tuple(found[name].shape)}; {shape} is declared")
 
 
 def _check_values(quantizer: Quantizer, what: str) -> None:
@@ -251,14 +251,15 @@ def codes_from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], quan
                      what: str = "the file") -> Codes:
     """Inverse of ``codes_to_parts``, believing nothing."""
     check_kind(header, "codes", what)
-    canonical.fields(header, f"header of {what}", {"dim": int, "fingerprint": str, "kind": str, "levels": list, "quantizer": str, "shape": list})
+    canonical.fields(header, f"header of {what}",
+                     {"dim": int, "fingerprint": str, "kind": str, "levels": list, "quantizer": str, "shape": list})
     if not _FINGERPRINT.fullmatch(header["fingerprint"]):
         raise FormatError("header", f"{what} has no fingerprint of 16 hex digits")
     levels, shape = _levels(header["levels"], what), _lead_shape(header["shape"], what)
     if quantizer is not None:
         if quantizer.fingerprint != header["fingerprint"]:
-            raise FormatError("fingerprint", f"{what} was encoded by {header['quantizer'][:40]!r} with fingerprint {header['fingerprint']}; "
-                                             f"the given {quantizer.name!r} has {quantizer.fingerprint}")
+            raise FormatError("fingerprint", f"{what} was encoded by {header['quantizer'][:40]!r} with fingerprint "
+                                             f"{header['fingerprint']}; the given {quantizer.name!r} has {quantizer.fingerprint}")
         if tuple(quantizer.levels) != levels or quantizer.dim != header["dim"] or quantizer.name != header["quantizer"]:
             raise FormatError("shape", f"{what} declares other levels than the quantizer whose fingerprint it carries")
     rows, widths = math.prod(shape), tuple((level - 1).bit_length() for level in levels)
@@ -279,7 +280,7 @@ def _levels(runs: list[Any], what: str) -> tuple[int, ...]:
         raise FormatError("header", f"{what} has levels that are not pairs of positive integers")
     if sum(count for _, count in pairs) > MAX_POSITIONS:
         raise FormatError("limit", f"{what} has more than {MAX_POSITIONS} positions a code")
-    if any(left[0] == right[0] for left, right in zip(pairs, pairs[1:])):
+    if any(left[0] == right[0] for left, right in pairwise(pairs)):
         raise FormatError("header", f"{what} has levels that are not in shortest form")
     return tuple(level for level, count in pairs for _ in range(count))
 

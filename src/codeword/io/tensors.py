@@ -30,6 +30,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,8 @@ VERSION = 1
 ALIGN = 64
 PAGE = 4096
 
-ITEMSIZE = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+ITEMSIZE = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+            "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 
 _TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16",
           "U32": "uint32", "I32": "int32", "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64"}
@@ -194,20 +196,21 @@ class MappedTensors(Mapping[str, "Tensor"]):
 def _raw(name: str, tensor: Tensor | np.ndarray) -> tuple[str, tuple[int, ...], memoryview]:
     """dtype code, shape and bytes in row-major order."""
     import numpy as np
-    import torch
     if not _NAME.fullmatch(name) or name.startswith(_PAD) or name == _METADATA:
-        raise CodewordError(f"tensor name {name!r} cannot be stored; letters, digits, '_', '.', '-' are allowed, not beginning with {_PAD!r}")
+        raise CodewordError(f"tensor name {name!r} cannot be stored; letters, digits, '_', '.', '-' are allowed, but not {_PAD!r} in front")
     if isinstance(tensor, np.ndarray):
         array = np.ascontiguousarray(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)).reshape(tensor.shape)
         code = _NAMES.get(str(array.dtype))
         if code is None:
             raise CodewordError(f"tensor {name!r} has dtype {array.dtype}; {', '.join(_NAMES)} are allowed")
-        return code, array.shape, memoryview(array.reshape(-1).view(np.uint8))
+        return code, array.shape, array.reshape(-1).view(np.uint8).data
+    import torch
     code = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if code is None or tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise CodewordError(f"tensor {name!r} is {tensor.layout} {tensor.dtype} on {tensor.device.type}; dense {', '.join(_NAMES)} are allowed")
+        raise CodewordError(f"tensor {name!r} is {tensor.layout} {tensor.dtype} on {tensor.device.type}; "
+                            f"dense {', '.join(_NAMES)} are allowed")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return code, tuple(tensor.shape), memoryview(flat.view(torch.uint8).numpy())
+    return code, tuple(tensor.shape), flat.view(torch.uint8).numpy().data
 
 
 def _header_bytes(record: dict[str, Any], shapes: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
@@ -329,7 +332,8 @@ def _specs(entries: dict[str, Any], record: dict[str, Any], base: int, what: str
     for name in names:
         if not isinstance(record["sha256"][name], str) or not _HEX.fullmatch(record["sha256"][name]):
             raise FormatError("header", f"{what} has no 64 hex digits as digest of tensor {name!r}")
-    return {name: Spec(*real[name], base + offsets[name][0], base + offsets[name][1], record["sha256"][name]) for name in names}
+    return {name: Spec(dtype, shape, base + offsets[name][0], base + offsets[name][1], record["sha256"][name])
+            for name, (dtype, shape) in real.items()}
 
 
 def _entry(entry: Any, name: str, what: str, limits: Limits) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
@@ -373,7 +377,7 @@ def _read_into(file: Any, start: int, target: memoryview, what: str) -> None:
 def _load(file: Any, spec: Spec, what: str) -> Tensor:
     import torch
     flat = torch.empty(spec.stop - spec.start, dtype=torch.uint8)
-    view = memoryview(flat.numpy())
+    view = flat.numpy().data
     _read_into(file, spec.start, view, what)
     _check_digest(hashlib.sha256(view).hexdigest(), spec, what)
     if spec.dtype == "BOOL":
@@ -401,7 +405,7 @@ def _check_bools(data: memoryview, what: str) -> None:
 
 def _gaps(known: FileHeader) -> Iterator[tuple[int, int]]:
     specs = list(known.specs.values())
-    for left, right in zip(specs, specs[1:]):
+    for left, right in pairwise(specs):
         if left.stop < right.start:
             yield left.stop, right.start
 

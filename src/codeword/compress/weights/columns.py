@@ -106,8 +106,8 @@ def _plan(scaled: Tensor, h: Tensor | None, permutation: Tensor, dim: int, dampi
     """Permute W and H first, then factor: the factor of a permuted matrix is not the permuted factor."""
     padding = -scaled.shape[1] % dim
     if h is None:
-        size = scaled.shape[1] + padding
-        upper, report, dead = torch.eye(size, dtype=torch.float64), Report(factor="identity: no Hessian"), torch.zeros(size, dtype=torch.bool)
+        upper, report = torch.eye(scaled.shape[1] + padding, dtype=torch.float64), Report(factor="identity: no Hessian")
+        dead = torch.zeros(len(upper), dtype=torch.bool)
     else:
         h = nn.functional.pad(h[permutation][:, permutation], (0, padding, 0, padding))
         dead = h.diagonal() <= 0  # inputs that are always zero, and padding: their weight is free, and zero

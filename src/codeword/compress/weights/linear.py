@@ -68,7 +68,7 @@ class QuantizedLinear(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
     def bit_report(self) -> dict[str, Any]:
-        """``bits_per_weight``, everything counted except the bias, and ``bits``: its parts. Layers that share a quantizer share its part."""
+        """``bits_per_weight``, all but the bias counted, and ``bits``, its parts; layers may share the quantizer's."""
         weights = self.in_features * self.out_features
         parts = {"indices": self.codes, "side": self.side, "scales": self.scales, "permutation": self.permutation}
         bits = {name: 8 * t.numel() * t.element_size() / weights for name, t in parts.items() if t is not None}
