@@ -14,6 +14,7 @@ _NAMES = {
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "PVQ": "quantizers.pvq",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
+    "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq",
     "Index": "search.index", "load": "io.objects",
 }
