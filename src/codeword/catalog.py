@@ -57,6 +57,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
+          example="pvq:group=8,pulses=6,gain_bits=1"),
     Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
           example="fsq:grid=8x5"),
     Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)",
