@@ -31,6 +31,13 @@ class Entry(NamedTuple):
     combinator: bool = False
     maps_back: bool = False
     """a combinator whose decode lives in the input's space whatever it wraps"""
+    example: str = ""
+    """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
+    example_dim: int = 16
+
+    @property
+    def example_spec(self) -> str:
+        return self.example or (f"{self.name}(pq:bits=2)" if self.combinator else f"{self.name}:bits=2")
 
 
 class System(NamedTuple):
@@ -46,8 +53,15 @@ class System(NamedTuple):
 
 
 QUANTIZERS: tuple[Entry, ...] = (
-    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
-    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
+    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
+          example="vq:codebook_size=12,iterations=5", example_dim=6),
+    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -97,14 +111,12 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-        return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
-    if "bits" in options:
-        return cls.for_bits(dim, options.pop("bits"), **options)
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
-        return cls(dim=dim, **options)
+        if inner:
+            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+        return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
 
