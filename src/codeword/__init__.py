@@ -14,6 +14,7 @@ _NAMES = {
     "VQ": "quantizers.vq", "PQ": "quantizers.pq",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "RaBitQ": "quantizers.rabitq",
+    "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "Index": "search.index", "load": "io.objects",
 }
 

@@ -221,10 +221,9 @@ class Quantizer(nn.Module):
 
     @property
     def input_space(self) -> bool:
-        """False where decode does not live in the space of x (FSQ's tanh, cosine codes): such a quantizer enters weights, caches and
-        search only inside a wrapper that maps back. The catalog says it for a class; a combinator is what its parts are."""
+        """False where decode does not live in the input's space (catalog); search and weights then need a wrapper that maps back."""
         from codeword import catalog
-        return catalog.lives_in_input_space(self.name, all(part.input_space for part in _inner_quantizers(self)))
+        return next((row.input_space for row in catalog.QUANTIZERS if row.name == self.name), True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -373,15 +372,6 @@ class Quantizer(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return super()._apply(keep_dtype, recurse)
-
-
-def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:
-    """The quantizers directly inside ``module``, lists of them included, not those inside them."""
-    for child in module.children():
-        if isinstance(child, Quantizer):
-            yield child
-        else:
-            yield from _inner_quantizers(child)
 
 
 # ---------------------------------------------------------------------- capabilities

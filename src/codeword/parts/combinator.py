@@ -21,11 +21,14 @@ from codeword.quantizer import Codes, Quantized, Quantizer, Report
 class Combinator(Quantizer):
     """Base of combinators. ``repeats``: how many times each part's positions stand in a code (a shared part stands several times)."""
 
+    maps_back: bool = False
+    """True where decode lives in the input's space even though a part's does not."""
+
     def __init__(self, parts: Sequence[Quantizer], repeats: int = 1) -> None:
         super().__init__()
         for part in parts:
             if not isinstance(part, Quantizer):
-                raise CodewordError(f"{self.name} got {type(part).__name__}; Quantizer objects are needed (codeword.make makes one of a spec)")
+                raise CodewordError(f"{self.name} got {type(part).__name__}; Quantizer objects are needed (codeword.make builds one)")
         if not parts or len({id(part) for part in parts}) != len(parts):
             raise CodewordError(f"{self.name} got {len(parts)} quantizers, some twice; at least one, each a separate object, is needed")
         self.parts = nn.ModuleList(parts)
@@ -51,6 +54,10 @@ class Combinator(Quantizer):
         """The parts' own where they agree, else float32, which holds every narrower float exactly."""
         kinds = {part.side_dtype for part in self.inner if part.side_count}
         return kinds.pop() if len(kinds) == 1 else torch.float32
+
+    @property
+    def input_space(self) -> bool:
+        return self.maps_back or all(part.input_space for part in self.inner)
 
     def update(self, out: Quantized) -> Report:
         found = [part.update(out._replace(stats=_under(f"parts.{i}.", out.stats))) for i, part in enumerate(self.inner)]

@@ -71,7 +71,8 @@ class Product(Combinator):
         outs = [part(own, mask=mask) for part, own in zip(self.inner, self._slices(rows), strict=True)]
         values = torch.cat([out.values for out in outs], dim=1).reshape(len(rows), self.dim)
         indices, side = self._gather(*self._join([self._rows_of(out.codes) for out in outs]))
-        loss = sum((out.loss * (part.dim * self.repeats / self.dim) for part, out in zip(self.inner, outs, strict=True)), rows.new_zeros(()))
+        shares = [part.dim * self.repeats / self.dim for part in self.inner]
+        loss = sum((out.loss * share for out, share in zip(outs, shares, strict=True)), rows.new_zeros(()))
         error = arrays.masked_mean((values - rows).detach().square().sum(-1), keep)
         return values, indices, side, loss, {"error": error, **stats_of(outs)}
 
