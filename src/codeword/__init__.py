@@ -12,6 +12,8 @@ _NAMES = {
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq",
+    "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
+    "RaBitQ": "quantizers.rabitq",
     "Index": "search.index", "load": "io.objects",
 }
 
