@@ -52,9 +52,25 @@ class System(NamedTuple):
 
 QUANTIZERS: tuple[Entry, ...] = (
     Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
-          example="vq:codebook_size=12", example_dim=6),
+          example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
-          example="pq:num_codebooks=4,codebook_size=8"),
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
+          example="pvq:group=8,pulses=6,gain_bits=1"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
+          example="fsq:grid=8x5"),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)",
+          example="simvq:codebook_size=12,steps=5,batch_size=32", example_dim=6),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
+          example="rabitq:code_bits=3"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
+          example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True,
+          example="product(vq:codebook_size=4,iterations=3,learning=ema;fsq:grid=4x3)", example_dim=8),
+    Entry("residual", "residual:Residual", "Stages, each coding what the ones before it left over", combinator=True,
+          example="residual(vq:codebook_size=4,iterations=3):stages=2", example_dim=6),
+    Entry("projected", "projected:Projected", "A linear map into a quantizer's own space and back", combinator=True, maps_back=True,
+          example="projected(fsq:bits=2):map=pca,width=5", example_dim=6),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -98,9 +114,8 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
         if inner:
             return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]

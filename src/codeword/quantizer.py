@@ -220,6 +220,13 @@ class Quantizer(nn.Module):
         return catalog.name_of(type(self))
 
     @property
+    def input_space(self) -> bool:
+        """False where decode does not live in the space of x (FSQ's tanh, cosine codes): such a quantizer enters weights, caches and
+        search only inside a wrapper that maps back. The catalog says it for a class; a combinator is what its parts are."""
+        from codeword import catalog
+        return catalog.lives_in_input_space(self.name, all(part.input_space for part in _inner_quantizers(self)))
+
+    @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name; JSON values or Quantizers."""
         return {key: getattr(self, key) for key in inspect.signature(type(self).__init__).parameters if key != "self"}

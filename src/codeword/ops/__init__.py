@@ -4,15 +4,17 @@
 same result in their declared class:
 
     exact       nearest  project  hadamard  rotate  pack  unpack  segment_sum      bit-equal to the reference
-    relative    bit_scan                                                           within the bound stated in its README
+                bit_scan  grid_code
 """
 
 from __future__ import annotations
 
+from codeword.ops.bit_blocks import bit_scan
 from codeword.ops.dispatch import available, choice, choices, num_threads
 from codeword.ops.functions import Nearest, hadamard, nearest, pack, packed_bytes, project, rotate, segment_sum, unpack
+from codeword.ops.grid import grid_code
 
 __all__ = [
-    "Nearest", "available", "choice", "choices", "hadamard", "nearest", "num_threads", "pack", "packed_bytes", "project",
-    "rotate", "segment_sum", "unpack",
+    "Nearest", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "nearest", "num_threads", "pack", "packed_bytes",
+    "project", "rotate", "segment_sum", "unpack",
 ]

@@ -1,0 +1,145 @@
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#ifndef _WIN32
+#include <pthread.h>
+#include <signal.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace codeword {
+namespace {
+
+// Results may not depend on whether the calling program flushes subnormals: every thread computes with the default mode.
+struct DefaultFloatMode {
+#if defined(__x86_64__)
+    unsigned saved = _mm_getcsr();
+    DefaultFloatMode() { _mm_setcsr(0x1f80); }
+    ~DefaultFloatMode() { _mm_setcsr(saved); }
+#endif
+};
+
+struct Job {
+    Task task;
+    void* context;
+    int64_t chunks;
+    std::atomic<int64_t> next{0};
+
+    void work(int slot) {
+        for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) task(context, chunk, slot);
+    }
+};
+
+class Pool {
+public:
+    // Runs the job on the caller and at most helpers workers. False where another call holds the pool.
+    bool run(Job& job, int helpers) {
+        std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+        if (!turn) return false;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (started_ < helpers && start(started_)) ++started_;
+            if (helpers > started_) helpers = started_;
+            job_ = &job;
+            invited_ = helpers;
+            pending_ = helpers;
+            ++round_;
+        }
+        if (helpers) wake_.notify_all();
+        job.work(0);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return pending_ == 0; });
+        job_ = nullptr;
+        return true;
+    }
+
+    int started() const { return started_; }
+
+private:
+    bool start(int index) {
+#ifndef _WIN32
+        sigset_t all, before;  // signals are for the program's own threads
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+#endif
+        bool ok = true;
+        try {
+            std::thread([this, index, round = round_] { loop(index, round); }).detach();
+        } catch (const std::system_error&) {
+            ok = false;  // no more threads to be had: fewer do the work
+        }
+#ifndef _WIN32
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+        return ok;
+    }
+
+    void loop(int index, uint64_t seen) {
+        DefaultFloatMode mode;
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return round_ != seen; });
+            seen = round_;
+            if (index >= invited_) continue;
+            Job* job = job_;
+            lock.unlock();
+            job->work(index + 1);
+            lock.lock();
+            if (--pending_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex turn_, mutex_;
+    std::condition_variable wake_, done_;
+    Job* job_ = nullptr;
+    uint64_t round_ = 0;
+    int invited_ = 0, pending_ = 0;
+    std::atomic<int> started_{0};
+};
+
+// Never destroyed: parked workers may outlive static destructors. A forked child drops the parent's pool, whose threads it has not.
+std::atomic<Pool*> pool{nullptr};
+
+Pool* get_pool() {
+    Pool* have = pool.load(std::memory_order_acquire);
+    if (have) return have;
+    static std::atomic<bool> registered{false};
+#ifndef _WIN32
+    if (!registered.exchange(true)) pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); });
+#endif
+    Pool* fresh = new (std::nothrow) Pool;
+    if (fresh && !pool.compare_exchange_strong(have, fresh)) {
+        delete fresh;  // another thread was first; nobody has seen this one
+        return have;
+    }
+    return fresh;
+}
+
+}  // namespace
+
+void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexcept {
+    if (chunks <= 0) return;
+    DefaultFloatMode mode;
+    Job job{task, context, chunks};
+    int64_t helpers = (num_threads < chunks ? num_threads : chunks) - 1;
+    if (helpers > 0) {
+        Pool* have = get_pool();
+        if (have && have->run(job, static_cast<int>(helpers))) return;
+    }
+    job.work(0);
+}
+
+int workers() noexcept {
+    Pool* have = pool.load(std::memory_order_acquire);
+    return have ? have->started() : 0;
+}
+
+}  // namespace codeword

@@ -1,0 +1,23 @@
+// One small pool of threads for all native ops.
+//
+// Work is cut into chunks of a size that the op fixes, and workers take the next chunk from a counter: which thread computes a chunk
+// changes with every call, what the chunk is never does. Workers are started when first needed, park on a condition variable, and are
+// forgotten in a forked child, which starts its own. A call that finds the pool busy (another Python thread) runs on its own thread.
+#pragma once
+#include <cstdint>
+
+namespace codeword {
+
+// task(context, chunk, slot): slot < num_threads is distinct among tasks that run at the same time, for scratch memory. It must not throw.
+using Task = void (*)(void* context, int64_t chunk, int slot);
+
+void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexcept;
+int workers() noexcept;  // threads started so far in this process
+
+// The same for a callable body(chunk, slot).
+template <class Body>
+void parallel(int64_t chunks, int num_threads, Body&& body) noexcept {
+    run_chunks(chunks, num_threads, [](void* context, int64_t chunk, int slot) { (*static_cast<Body*>(context))(chunk, slot); }, &body);
+}
+
+}  // namespace codeword
