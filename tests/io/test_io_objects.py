@@ -259,7 +259,7 @@ def bad_codes(data: bytes, one: Quantizer) -> Iterator[tuple[str, bytes, set[str
     parts = Parts(data)
     rows, bits = parts.contents()["indices"][1][0], sum(one.widths)
     raw = parts.values("indices")
-    yield "one row more", header(shape=[14]), {"shape"}
+    yield "twice the rows", header(shape=[26]), {"shape"}
     yield "one row less", header(shape=[12]), {"shape", "value"}
     yield "no rows", header(shape=[0]), {"shape"}
     yield "negative rows", header(shape=[-13]), {"shape"}
