@@ -245,7 +245,7 @@ class Index:
         """Stored bytes by purpose, as they lie in segments: ``codes`` (with factors), ``ids``, ``rerank``, ``lists`` (offsets of every
         segment), ``padding`` (slots that hold no row), ``deleted`` (rows under tombstones, and the tombstones), and ``shared``
         (centroids, codebooks, rotations)."""
-        out = dict.fromkeys(("codes", "ids", "rerank", "lists", "padding", "deleted", "shared"), 0)
+        out: dict[str, int] = dict.fromkeys(("codes", "ids", "rerank", "lists", "padding", "deleted", "shared"), 0)
         kinds = {"scan": "codes", "kept": "codes", "ids": "ids", "fine": "rerank", "vectors": "rerank"}
         for view in self._snapshot():
             slots = view.segment.slots
