@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from codeword import catalog
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError
 from codeword.quantizer import Codes, Quantized, Quantizer, Report
 
 
 class Combinator(Quantizer):
     """Base of combinators. ``repeats``: how many times each part's positions stand in a code (a shared part stands several times)."""
-
-    maps_back: bool = False
-    """True where decode lives in the input's space even though a part's does not."""
 
     def __init__(self, parts: Sequence[Quantizer], repeats: int = 1) -> None:
         super().__init__()
@@ -55,27 +52,16 @@ class Combinator(Quantizer):
         kinds = {part.side_dtype for part in self.inner if part.side_count}
         return kinds.pop() if len(kinds) == 1 else torch.float32
 
-    @property
-    def input_space(self) -> bool:
-        return self.maps_back or all(part.input_space for part in self.inner)
-
     def update(self, out: Quantized) -> Report:
         found = [part.update(out._replace(stats=_under(f"parts.{i}.", out.stats))) for i, part in enumerate(self.inner)]
         return merged(found)
 
-    @property
-    def structure(self) -> dict[str, Any]:
-        return {**super().structure, "parts": [part.structure for part in self.inner]}
-
     def restore(self, structure: dict[str, Any]) -> None:
-        found = structure.get("parts")
-        if not isinstance(found, list) or len(found) != len(self.parts) or not all(isinstance(part, dict) for part in found):
-            raise FormatError("config", f"structure of {self.name} needs a list 'parts' of {len(self.parts)} objects, got {found!r}")
-        for part, own in zip(self.inner, found, strict=True):
-            part.restore(own)
+        """The parts are arguments, so they come with a structure of their own; but what is fitted has no unfitted part."""
         super().restore(structure)
-        if self.fitted and not all(part.fitted for part in self.inner):
-            raise FormatError("config", f"structure of {self.name} says fitted, but one of its parts is not")
+        for part in self.inner:
+            if self.fitted and not part.fitted:
+                part.restore({**part.structure, "fitted": True})
 
     def check_state(self) -> None:
         for part in self.inner:

@@ -29,8 +29,8 @@ class Product(Combinator):
 
     def __init__(self, *, quantizers: Sequence[Quantizer] | Quantizer, groups: int | None = None) -> None:
         shared = isinstance(quantizers, Quantizer)
-        if shared != (groups is not None) or (groups is not None and groups < 1):
-            raise CodewordError(f"product got groups={groups}; a number of slices is needed with one shared quantizer and only then")
+        if shared != (groups is not None) or (groups is not None and not 1 <= groups <= 1 << 16):
+            raise CodewordError(f"product got groups={groups}; 1..65536 slices are needed with one shared quantizer and only then")
         super().__init__([quantizers] if isinstance(quantizers, Quantizer) else list(quantizers), repeats=groups or 1)
         self.groups = groups
         self.dim = sum(part.dim for part in self.inner) * self.repeats

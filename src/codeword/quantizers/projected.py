@@ -35,8 +35,6 @@ SEARCH_VALUES = 1 << 19
 class Projected(Combinator):
     """quantizer: what codes z; dim: width of the input; map: "scale" (quantizer.dim == dim) or "pca" (quantizer.dim <= dim)."""
 
-    maps_back = True
-
     def __init__(self, *, quantizer: Quantizer, dim: int, map: str = "scale") -> None:
         super().__init__([quantizer])
         if map not in ("scale", "pca") or not 1 <= quantizer.dim <= dim or (map == "scale" and quantizer.dim != dim):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,12 +51,10 @@ class SimVQ(Quantizer):
         self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
         self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
         self.levels = (codebook_size,)
-        basis = random.normal(seed, codebook_size * dim, stream="simvq basis") / math.sqrt(dim)
         self.basis: Tensor
-        self.register_buffer("basis", torch.from_numpy(basis).float().reshape(codebook_size, dim))
-        self.weight = nn.Parameter(torch.empty(dim, dim))
+        self.register_buffer("basis", torch.zeros(codebook_size, dim))
+        self.weight = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
-        self._start()
         self._baked: _Baked | None = None
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
@@ -106,7 +105,10 @@ class SimVQ(Quantizer):
 
     @torch.no_grad()
     def _start(self) -> None:
+        """C, W and b of an unseen quantizer, from the seed."""
         bound = 1 / math.sqrt(self.dim)
+        basis = random.normal(self.seed, self.codebook_size * self.dim, stream="simvq basis") * np.float32(bound)
+        self.basis.copy_(torch.from_numpy(basis).reshape(self.codebook_size, self.dim))
         start = (random.uniform(self.seed, self.dim * self.dim, stream="simvq weight") * 2 - 1) * bound
         self.weight.copy_(torch.from_numpy(start).reshape(self.dim, self.dim))
         self.bias.zero_()
