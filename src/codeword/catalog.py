@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     input_space: bool = True
     """decode lives in the input's space; False enters search or weights only inside a wrapper that maps back"""
     combinator: bool = False
+    maps_back: bool = False
+    """a combinator whose decode lives in the input's space whatever it wraps"""
     example: str = ""
     """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
     example_dim: int = 16
@@ -105,6 +107,12 @@ def system(name: str) -> System:
         if row.name == name:
             return row
     raise CodewordError(f"unknown system {name!r}; known are {', '.join(row.name for row in SYSTEMS)}")
+
+
+def lives_in_input_space(name: str, parts: bool) -> bool:
+    """Whether decode of ``name`` lives in its input's space, given that its parts (if any) do; combinators that map back always do."""
+    row = _BY_NAME.get(name)
+    return parts if row is None else row.input_space and (row.maps_back or parts)
 
 
 # ---------------------------------------------------------------------- spec strings

@@ -221,9 +221,10 @@ class Quantizer(nn.Module):
 
     @property
     def input_space(self) -> bool:
-        """False where decode does not live in the input's space (catalog); search and weights then need a wrapper that maps back."""
+        """False where decode does not live in the space of x (FSQ's tanh, cosine codes): such a quantizer enters weights, caches and
+        search only inside a wrapper that maps back. The catalog says it for a class; a combinator is what its parts are."""
         from codeword import catalog
-        return next((row.input_space for row in catalog.QUANTIZERS if row.name == self.name), True)
+        return catalog.lives_in_input_space(self.name, all(part.input_space for part in _inner_quantizers(self)))
 
     @property
     def config(self) -> dict[str, Any]:
