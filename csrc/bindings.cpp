@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "arrays.h"
+#include "bindings_search.h"
 #include "hadamard/hadamard.h"
 #include "isa.h"
 #include "pool.h"
@@ -45,5 +46,6 @@ NB_MODULE(_native, m) {
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });
     m.def("workers", &workers, "Threads the pool has started in this process.");
 
+    bind_search(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
 }

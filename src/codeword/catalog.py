@@ -29,8 +29,6 @@ class Entry(NamedTuple):
     input_space: bool = True
     """decode lives in the input's space; False enters search or weights only inside a wrapper that maps back"""
     combinator: bool = False
-    maps_back: bool = False
-    """a combinator whose decode lives in the input's space whatever it wraps"""
     example: str = ""
     """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
     example_dim: int = 16
@@ -57,11 +55,22 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
-    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False),
-    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)"),
-    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
-    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True),
-    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True),
+    Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
+          example="pvq:group=8,pulses=6,gain_bits=1"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
+          example="fsq:grid=8x5"),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)",
+          example="simvq:codebook_size=12,steps=5,batch_size=32", example_dim=6),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
+          example="rabitq:code_bits=3"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
+          example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True,
+          example="product(vq:codebook_size=4,iterations=3,learning=ema;fsq:grid=4x3)", example_dim=8),
+    Entry("residual", "residual:Residual", "Stages, each coding what the ones before it left over", combinator=True,
+          example="residual(vq:codebook_size=4,iterations=3):stages=2", example_dim=6),
+    Entry("projected", "projected:Projected", "A linear map into a quantizer's own space and back", combinator=True, maps_back=True,
+          example="projected(fsq:bits=2):map=pca,width=5", example_dim=6),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -96,12 +105,6 @@ def system(name: str) -> System:
         if row.name == name:
             return row
     raise CodewordError(f"unknown system {name!r}; known are {', '.join(row.name for row in SYSTEMS)}")
-
-
-def lives_in_input_space(name: str, parts: bool) -> bool:
-    """Whether decode of ``name`` lives in its input's space, given that its parts (if any) do; combinators that map back always do."""
-    row = _BY_NAME.get(name)
-    return parts if row is None else row.input_space and (row.maps_back or parts)
 
 
 # ---------------------------------------------------------------------- spec strings

@@ -375,15 +375,6 @@ class Quantizer(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
 
-def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:
-    """The quantizers directly inside ``module``, lists of them included, not those inside them."""
-    for child in module.children():
-        if isinstance(child, Quantizer):
-            yield child
-        else:
-            yield from _inner_quantizers(child)
-
-
 # ---------------------------------------------------------------------- capabilities
 
 

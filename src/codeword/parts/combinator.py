@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from codeword import catalog
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError
 from codeword.quantizer import Codes, Quantized, Quantizer, Report
 
 
@@ -25,7 +25,7 @@ class Combinator(Quantizer):
         super().__init__()
         for part in parts:
             if not isinstance(part, Quantizer):
-                raise CodewordError(f"{self.name} got {type(part).__name__}; Quantizer objects are needed (codeword.make makes one of a spec)")
+                raise CodewordError(f"{self.name} got {type(part).__name__}; Quantizer objects are needed (codeword.make builds one)")
         if not parts or len({id(part) for part in parts}) != len(parts):
             raise CodewordError(f"{self.name} got {len(parts)} quantizers, some twice; at least one, each a separate object, is needed")
         self.parts = nn.ModuleList(parts)
@@ -56,19 +56,12 @@ class Combinator(Quantizer):
         found = [part.update(out._replace(stats=_under(f"parts.{i}.", out.stats))) for i, part in enumerate(self.inner)]
         return merged(found)
 
-    @property
-    def structure(self) -> dict[str, Any]:
-        return {**super().structure, "parts": [part.structure for part in self.inner]}
-
     def restore(self, structure: dict[str, Any]) -> None:
-        found = structure.get("parts")
-        if not isinstance(found, list) or len(found) != len(self.parts) or not all(isinstance(part, dict) for part in found):
-            raise FormatError("config", f"structure of {self.name} needs a list 'parts' of {len(self.parts)} objects, got {found!r}")
-        for part, own in zip(self.inner, found, strict=True):
-            part.restore(own)
+        """The parts are arguments, so they come with a structure of their own; but what is fitted has no unfitted part."""
         super().restore(structure)
-        if self.fitted and not all(part.fitted for part in self.inner):
-            raise FormatError("config", f"structure of {self.name} says fitted, but one of its parts is not")
+        for part in self.inner:
+            if self.fitted and not part.fitted:
+                part.restore({**part.structure, "fitted": True})
 
     def check_state(self) -> None:
         for part in self.inner:

@@ -41,24 +41,16 @@ class FSQ(Quantizer):
 
     learns = False
 
-    def __init__(self, *, dim: int, grid: Sequence[int] | int) -> None:
-        self.grid = [grid] if isinstance(grid, int) else [int(level) for level in grid]
-        group = len(self.grid)
-        if not group or any(not 2 <= level <= 256 for level in self.grid) or math.prod(self.grid) > 1 << 32:
-            raise CodewordError(f"fsq got grid={self.grid}; one or more levels of 2..256 with a product of at most 2^32 are allowed")
+    def __init__(self, *, dim: int, grid: Sequence[int]) -> None:
+        group = len(grid)
+        if not 1 <= group <= 32 or any(not 2 <= level <= 256 for level in grid) or math.prod(grid) > 1 << 32:
+            raise CodewordError(f"fsq got grid={grid}; one or more levels of 2..256 with a product of at most 2^32 are allowed")
         if dim < 1 or dim % group:
             raise CodewordError(f"fsq got dim={dim} for a grid of {group} levels; a multiple of {group} is needed")
         super().__init__()
-        self.dim = dim
+        self.dim, self.grid = dim, list(grid)
         self.levels = (math.prod(self.grid),) * (dim // group)
-        h, o, s = zip(*map(_form, self.grid), strict=True)
-        longest = max(self.grid)
-        self._table("span", h)
-        self._table("offset", o)
-        self._table("shift", s)
-        self._table("steps", [level // 2 for level in self.grid])
-        self._table("edges", [_edges(level) + [math.inf] * (longest - level) for level in self.grid])
-        self._table("points", [_points(level) + [0.0] * (longest - level) for level in self.grid])
+        self.rebuild()
 
     @classmethod
     def for_bits(cls, dim: int, bits: float) -> Self:
@@ -88,11 +80,17 @@ class FSQ(Quantizer):
         error = arrays.masked_mean((values - smooth.detach()).square().sum(-1), keep)
         return straight_through(smooth, values), tokens, None, rows.new_zeros(()), {"error": error, **usage(tokens, self.levels[0], keep)}
 
-    # ------------------------------------------------------------------ helpers
+    def rebuild(self) -> None:
+        """The constants of the grid: they move with the module and are not stored."""
+        h, o, s = zip(*map(_form, self.grid), strict=True)
+        longest = max(self.grid)
+        tables = {"span": h, "offset": o, "shift": s, "steps": [level // 2 for level in self.grid],
+                  "edges": [_edges(level) + [math.inf] * (longest - level) for level in self.grid],
+                  "points": [_points(level) + [0.0] * (longest - level) for level in self.grid]}
+        for name, values in tables.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64).to(torch.float32), persistent=False)
 
-    def _table(self, name: str, values: Sequence) -> None:
-        """Constants of the grid: moved with the module, not stored."""
-        self.register_buffer(name, torch.tensor(values, dtype=torch.float64).to(torch.float32), persistent=False)
+    # ------------------------------------------------------------------ helpers
 
     span: Tensor
     offset: Tensor

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported

@@ -29,8 +29,8 @@ class Product(Combinator):
 
     def __init__(self, *, quantizers: Sequence[Quantizer] | Quantizer, groups: int | None = None) -> None:
         shared = isinstance(quantizers, Quantizer)
-        if shared != (groups is not None) or (groups is not None and groups < 1):
-            raise CodewordError(f"product got groups={groups}; a number of slices is needed with one shared quantizer and only then")
+        if shared != (groups is not None) or (groups is not None and not 1 <= groups <= 1 << 16):
+            raise CodewordError(f"product got groups={groups}; 1..65536 slices are needed with one shared quantizer and only then")
         super().__init__([quantizers] if isinstance(quantizers, Quantizer) else list(quantizers), repeats=groups or 1)
         self.groups = groups
         self.dim = sum(part.dim for part in self.inner) * self.repeats
@@ -71,7 +71,8 @@ class Product(Combinator):
         outs = [part(own, mask=mask) for part, own in zip(self.inner, self._slices(rows), strict=True)]
         values = torch.cat([out.values for out in outs], dim=1).reshape(len(rows), self.dim)
         indices, side = self._gather(*self._join([self._rows_of(out.codes) for out in outs]))
-        loss = sum((out.loss * (part.dim * self.repeats / self.dim) for part, out in zip(self.inner, outs, strict=True)), rows.new_zeros(()))
+        shares = [part.dim * self.repeats / self.dim for part in self.inner]
+        loss = sum((out.loss * share for out, share in zip(outs, shares, strict=True)), rows.new_zeros(()))
         error = arrays.masked_mean((values - rows).detach().square().sum(-1), keep)
         return values, indices, side, loss, {"error": error, **stats_of(outs)}
 

@@ -32,9 +32,8 @@ class Rotated(Combinator):
         self.seed = seed
         self.dim = quantizer.dim
         self.takes_metric = quantizer.takes_metric
-        signs = torch.from_numpy(random.signs(seed, 4 * self.dim, stream="rotation")).reshape(4, self.dim)
         self.signs: Tensor
-        self.register_buffer("signs", signs, persistent=False)
+        self.rebuild()
 
     @classmethod
     def wrap(cls, inner: tuple[str, ...], dim: int, *, seed: int = 0) -> Self:
@@ -62,6 +61,11 @@ class Rotated(Combinator):
         values = ops.rotate(out.values, self.signs, inverse=True)
         error = arrays.masked_mean((values - rows).detach().square().sum(-1), keep)
         return values, *self._join([self._rows_of(out.codes)]), out.loss, {"error": error, **stats_of([out])}
+
+    def rebuild(self) -> None:
+        """The signs of the rotation, from the seed."""
+        signs = torch.from_numpy(random.signs(self.seed, 4 * self.dim, stream="rotation")).reshape(4, self.dim)
+        self.register_buffer("signs", signs, persistent=False)
 
     def _turned_form(self, metric: Tensor) -> Tensor:
         """R M R': rows times R', then the same from the other side; symmetric again after rounding."""

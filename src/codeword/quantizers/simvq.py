@@ -17,8 +17,9 @@ Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from codeword.parts.gradients import straight_through
 from codeword.parts.losses import codebook_term, commitment_term
 from codeword.parts.moments import moments
 from codeword.parts.training import minimise
+from codeword.parts.upkeep import Upkeep
 from codeword.quantizer import Quantizer
 
 
@@ -44,17 +46,15 @@ class SimVQ(Quantizer):
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"simvq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
         if steps < 0 or batch_size < 1 or not learning_rate > 0 or not commitment >= 0:
-            raise CodewordError(f"simvq got steps={steps}, batch_size={batch_size}, learning_rate={learning_rate}, commitment={commitment}; "
-                                "steps and commitment >= 0, batch_size >= 1 and a positive rate are allowed")
+            raise CodewordError(f"simvq got steps={steps}, batch_size={batch_size}, learning_rate={learning_rate} and "
+                                f"commitment={commitment}; steps and commitment >= 0, batch_size >= 1 and a positive rate are allowed")
         self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
         self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
         self.levels = (codebook_size,)
-        basis = random.normal(seed, codebook_size * dim, stream="simvq basis") / math.sqrt(dim)
         self.basis: Tensor
-        self.register_buffer("basis", torch.from_numpy(basis).float().reshape(codebook_size, dim))
-        self.weight = nn.Parameter(torch.empty(dim, dim))
+        self.register_buffer("basis", torch.zeros(codebook_size, dim))
+        self.weight = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
-        self._start()
         self._baked: _Baked | None = None
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
@@ -94,16 +94,21 @@ class SimVQ(Quantizer):
     def bake(self) -> Quantizer:
         """A ``VQ`` whose codebook is ``effective()``: same codes, same values, fewer tensors to ship."""
         self._require_fitted("bake")
-        vq = catalog.quantizer_class("vq")(dim=self.dim, codebook_size=self.codebook_size, commitment=self.commitment, seed=self.seed)
-        vq.load_state_dict({"codebook": self.effective()}, strict=False)
+        vq = catalog.make(f"vq:codebook_size={self.codebook_size},commitment={self.commitment},seed={self.seed}", self.dim).to(self.device)
+        codebook = cast(nn.Parameter, vq.codebook)
+        codebook.copy_(self.effective())
+        cast(Upkeep, vq.upkeep).start(codebook)
         vq.restore({"fitted": True})
-        return vq.to(self.device)
+        return vq
 
     # ------------------------------------------------------------------ helpers
 
     @torch.no_grad()
     def _start(self) -> None:
+        """C, W and b of an unseen quantizer, from the seed."""
         bound = 1 / math.sqrt(self.dim)
+        basis = random.normal(self.seed, self.codebook_size * self.dim, stream="simvq basis") * np.float32(bound)
+        self.basis.copy_(torch.from_numpy(basis).reshape(self.codebook_size, self.dim))
         start = (random.uniform(self.seed, self.dim * self.dim, stream="simvq weight") * 2 - 1) * bound
         self.weight.copy_(torch.from_numpy(start).reshape(self.dim, self.dim))
         self.bias.zero_()
