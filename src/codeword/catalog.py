@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     input_space: bool = True
     """decode lives in the input's space; False enters search or weights only inside a wrapper that maps back"""
     combinator: bool = False
+    maps_back: bool = False
+    """a combinator whose decode lives in the input's space whatever it wraps"""
     example: str = ""
     """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
     example_dim: int = 16

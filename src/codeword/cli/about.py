@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
 from pathlib import Path
@@ -97,6 +95,7 @@ def _failures(result: Any) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -104,6 +103,7 @@ def _version(name: str) -> str:
 
 
 def _present(modules: tuple[str, ...]) -> bool:
+    import importlib.util
     return all(importlib.util.find_spec(module) is not None for module in modules)
 
 

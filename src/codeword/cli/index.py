@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from codeword.cli.inputs import Seed, VectorsArgument, fit_rows, ids_file, integers, vectors
@@ -14,6 +13,8 @@ from codeword.cli.show import Json, count, emit, note, pairs, progress, size
 from codeword.errors import CodewordError, ShapeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from codeword.data import Vectors
     from codeword.search.index import Index
 
@@ -109,6 +110,7 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
            out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all ids and distances (.npz) instead of showing them.")] = None,
            threads: Threads = 1, as_json: Json = False) -> None:
     """Find the nearest indexed vectors of each query; with --base or --truth also the recall."""
+    import numpy as np
     loaded = _load(index)
     data = vectors(queries, loaded.dim)
     names = _texts(query_texts, len(data))
@@ -182,6 +184,7 @@ def _load(path: Path) -> Index:
 
 def _add(index: Index, data: Vectors, ids: np.ndarray | None, quiet: bool, replace: bool = False) -> np.ndarray:
     """Add in blocks; nothing is saved before all rows are in."""
+    import numpy as np
     numbers = []
     with progress("add", len(data), quiet) as advance:
         for start, block in data.blocks():
@@ -199,6 +202,7 @@ def _texts(path: Path | None, rows: int | None) -> list[str] | None:
 
 def _truth(index: Index, queries: Vectors, base: str | None, truth: str | None, k: int, quiet: bool) -> np.ndarray | None:
     """(queries, >= k) true ids, from a file or by exact search in the base."""
+    import numpy as np
     if base is not None and truth is not None:
         raise CodewordError("--base and --truth say the same; one of them is needed")
     if truth is not None:
@@ -226,6 +230,8 @@ def _truth(index: Index, queries: Vectors, base: str | None, truth: str | None, 
 
 def _write_hits(path: Path, distances: Any, ids: Any) -> None:
     import io
+
+    import numpy as np
 
     from codeword.io import files
     if path.suffix != ".npz":

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from codeword.errors import CodewordError, ShapeError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from codeword.data import Vectors
 
 VectorsArgument = Annotated[str, typer.Argument(
@@ -33,6 +34,7 @@ def vectors(path: str, dim: int | None = None) -> Vectors:
 
 def fit_rows(source: Vectors, limit: int, seed: int) -> np.ndarray:
     """The rows a ``fit`` sees: all of a mapped file that is small enough, else a seeded sample; values checked, the row at fault named."""
+    import numpy as np
     rows = source.mapped if source.mapped is not None and len(source) <= limit else source.sample(limit, seed)
     if rows.dtype.kind == "f":
         for start in range(0, len(rows), 1 << 14):
@@ -71,6 +73,7 @@ def specs(text: str | None) -> list[str] | None:
 
 def integers(texts: list[str], what: str) -> np.ndarray:
     """Integers given as arguments, comma lists or ranges such as 10-19."""
+    import numpy as np
     numbers: list[int] = []
     for part in (piece for text in texts for piece in text.split(",")):
         match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
@@ -85,6 +88,7 @@ def integers(texts: list[str], what: str) -> np.ndarray:
 
 def ids_file(path: Path, rows: int | None = None) -> np.ndarray:
     """int64 ids: one a line of a text file, or a one-column array of integers. ShapeError unless there are ``rows``."""
+    import numpy as np
     if path.suffix.lower() in (".txt", ".csv"):
         from codeword.data import read_sentences
         lines = read_sentences(path)
