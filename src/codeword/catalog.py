@@ -109,6 +109,12 @@ def system(name: str) -> System:
     raise CodewordError(f"unknown system {name!r}; known are {', '.join(row.name for row in SYSTEMS)}")
 
 
+def lives_in_input_space(name: str, parts: bool) -> bool:
+    """Whether decode of ``name`` lives in its input's space, given that its parts (if any) do; combinators that map back always do."""
+    row = _BY_NAME.get(name)
+    return parts if row is None else row.input_space and (row.maps_back or parts)
+
+
 # ---------------------------------------------------------------------- spec strings
 
 
