@@ -29,12 +29,50 @@ class Entry(NamedTuple):
     input_space: bool = True
     """decode lives in the input's space; False enters search or weights only inside a wrapper that maps back"""
     combinator: bool = False
+    maps_back: bool = False
+    """a combinator whose decode lives in the input's space whatever it wraps"""
+    example: str = ""
+    """a tiny spec that the generic tests and the documentation build; by default the dial at 2 bits, around a PQ for a combinator"""
+    example_dim: int = 16
+
+    @property
+    def example_spec(self) -> str:
+        return self.example or (f"{self.name}(pq:bits=2)" if self.combinator else f"{self.name}:bits=2")
+
+
+class System(NamedTuple):
+    """One published system: the unit of ``codeword reproduce NAME``."""
+
+    name: str
+    title: str
+    paper: str
+    venue: str
+    arxiv: str
+    room: str
+    """where its code lives, or will"""
 
 
 QUANTIZERS: tuple[Entry, ...] = (
-    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)"),
-    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)"),
-    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)"),
+    Entry("vq", "vq:VQ", "Vector quantization: one codebook, k-means, EMA or gradient (Gray 1984; van den Oord et al. 2017)",
+          example="vq:codebook_size=12,iterations=5", example_dim=6),
+    Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
+          example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
+          example="pvq:group=8,pulses=6,gain_bits=1"),
+    Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
+          example="fsq:grid=8x5"),
+    Entry("simvq", "simvq:SimVQ", "A frozen random codebook moved as a whole by one linear layer (Zhu et al. 2025)",
+          example="simvq:codebook_size=12,steps=5,batch_size=32", example_dim=6),
+    Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
+          example="rabitq:code_bits=3"),
+    Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
+          example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
+    Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True,
+          example="product(vq:codebook_size=4,iterations=3,learning=ema;fsq:grid=4x3)", example_dim=8),
+    Entry("residual", "residual:Residual", "Stages, each coding what the ones before it left over", combinator=True,
+          example="residual(vq:codebook_size=4,iterations=3):stages=2", example_dim=6),
+    Entry("projected", "projected:Projected", "A linear map into a quantizer's own space and back", combinator=True, maps_back=True,
+          example="projected(fsq:bits=2):map=pca,width=5", example_dim=6),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}
@@ -63,6 +101,20 @@ def name_of(cls: type) -> str:
     return cls.__name__.lower()
 
 
+def system(name: str) -> System:
+    """The published system called ``name``; CodewordError lists what is known."""
+    for row in SYSTEMS:
+        if row.name == name:
+            return row
+    raise CodewordError(f"unknown system {name!r}; known are {', '.join(row.name for row in SYSTEMS)}")
+
+
+def lives_in_input_space(name: str, parts: bool) -> bool:
+    """Whether decode of ``name`` lives in its input's space, given that its parts (if any) do; combinators that map back always do."""
+    row = _BY_NAME.get(name)
+    return parts if row is None else row.input_space and (row.maps_back or parts)
+
+
 # ---------------------------------------------------------------------- spec strings
 
 
@@ -70,14 +122,12 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls = quantizer_class(name)
-    if inner:
-        if not entry(name).combinator:
-            raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
-        return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
-    if "bits" in options:
-        return cls.for_bits(dim, options.pop("bits"), **options)
+    if inner and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
-        return cls(dim=dim, **options)
+        if inner:
+            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+        return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
 
@@ -131,3 +181,152 @@ def _value(text: str) -> Any:
     if "x" in text and all(part.isdigit() for part in text.split("x")):
         return [int(part) for part in text.split("x")]
     return text
+
+
+# ---------------------------------------------------------------------- published systems
+
+SYSTEMS: tuple[System, ...] = (
+    System("fvq_vqbridge", "FVQ / VQBridge",
+           "Scalable Training for Vector-Quantized Networks with 100% Codebook Utilization",
+           "ICLR 2026", "2509.10140", "quantizers"),
+    System("pvq_llm", "PVQ for LLMs", "Pyramid Vector Quantization for LLMs", "preprint 2024", "2410.16926", "quantizers"),
+    System("rabitq", "RaBitQ",
+           "Quantizing High-Dimensional Vectors with a Theoretical Error Bound for ANN Search",
+           "SIGMOD 2024, 2025", "2405.12497", "quantizers"),
+    System("saq", "SAQ",
+           "Pushing the Limits of Vector Quantization through Code Adjustment and Dimension Segmentation",
+           "SIGMOD 2026", "2509.12086", "quantizers"),
+    System("simvq", "SimVQ",
+           "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer",
+           "ICCV 2025", "2411.02038", "quantizers"),
+    System("survey_taxonomy", "Taxonomy",
+           "Discrete Tokenization for Multimodal LLMs: A Comprehensive Survey",
+           "TPAMI", "2507.22920", "quantizers"),
+    System("vqgan_lc", "VQGAN-LC",
+           "Scaling the Codebook Size of VQGAN to 100,000 with a Utilization Rate of 99%",
+           "NeurIPS 2024", "2406.11837", "quantizers"),
+    System("distill_vq", "Distill-VQ",
+           "Learning Retrieval Oriented Vector Quantization By Distilling Knowledge from Dense Embeddings",
+           "SIGIR 2022", "2204.00185", "search"),
+    System("jpq", "JPQ",
+           "Jointly Optimizing Query Encoder and Product Quantization to Improve Retrieval Performance",
+           "CIKM 2021", "2108.00644", "search"),
+    System("aqlm", "AQLM", "Extreme Compression of Large Language Models via Additive Quantization", "ICML 2024", "2401.06118", "compress"),
+    System("crossquant", "CrossQuant",
+           "A Post-Training Quantization Method with Smaller Quantization Kernel for Precise LLM Compression",
+           "preprint 2024", "2410.07505", "compress"),
+    System("efficient_qat", "EfficientQAT",
+           "Efficient Quantization-Aware Training for Large Language Models",
+           "ACL 2025", "2407.11062", "compress"),
+    System("lr2vq", "LR²VQ", "Learning Low-Rank Representations for Model Compression", "IJCNN 2023", "2211.11397", "compress"),
+    System("mbq", "MBQ", "Modality-Balanced Quantization for Large Vision-Language Models", "CVPR 2025", "2412.19509", "compress"),
+    System("pareto_resnet_aqt", "Pareto-ResNet / AQT",
+           "Pareto-Optimal Quantized ResNet Is Mostly 4-bit",
+           "CVPR 2021 workshop", "2105.03536", "compress"),
+    System("pv_tuning", "PV-Tuning",
+           "Beyond Straight-Through Estimation for Extreme LLM Compression",
+           "NeurIPS 2024", "2405.14852", "compress"),
+    System("q_hyvit", "Q-HyViT",
+           "Post-Training Quantization of Hybrid Vision Transformers with Bridge Block Reconstruction for IoT Systems",
+           "IEEE IoT Journal 2024", "2303.12557", "compress"),
+    System("quant_mcu", "QuantMCU",
+           "Value-Driven Mixed-Precision Quantization for Patch-Based Inference on Microcontrollers",
+           "DATE 2024", "2401.13714", "compress"),
+    System("quant_vggt", "QuantVGGT", "Quantized Visual Geometry Grounded Transformer", "ICLR 2026", "2509.21302", "compress"),
+    System("qvgen", "QVGen", "Pushing the Limit of Quantized Video Generative Models", "ICLR 2026", "2505.11497", "compress"),
+    System("repq_vit", "RepQ-ViT",
+           "Scale Reparameterization for Post-Training Quantization of Vision Transformers",
+           "ICCV 2023", "2212.08254", "compress"),
+    System("spqr", "SpQR",
+           "A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression",
+           "ICLR 2024", "2306.03078", "compress"),
+    System("svdquant", "SVDQuant",
+           "Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models",
+           "ICLR 2025", "2411.05007", "compress"),
+    System("vidit_q", "ViDiT-Q",
+           "Efficient and Accurate Quantization of Diffusion Transformers for Image and Video Generation",
+           "ICLR 2025", "2406.02540", "compress"),
+    System("vidkv", "VidKV",
+           "Plug-and-Play 1.x-Bit KV Cache Quantization for Video Large Language Models",
+           "preprint 2025", "2503.16257", "compress"),
+    System("vptq", "VPTQ",
+           "Extreme Low-bit Vector Post-Training Quantization for Large Language Models",
+           "EMNLP 2024", "2409.17066", "compress"),
+    System("vq4dit", "VQ4DiT",
+           "Efficient Post-Training Vector Quantization for Diffusion Transformers",
+           "AAAI 2025", "2408.17131", "compress"),
+    System("vq_logits", "VQ-Logits",
+           "Compressing the Output Bottleneck of Large Language Models via Vector Quantized Logits",
+           "preprint 2025", "2505.10202", "compress"),
+    System("dq_vae", "DQ-VAE / DQ-Transformer",
+           "Towards Accurate Image Coding: Improved Autoregressive Image Generation with Dynamic Vector Quantization",
+           "CVPR 2023", "2305.11718", "tokenizers"),
+    System("fqgan", "FQGAN", "Factorized Visual Tokenization and Generation", "preprint 2024", "2411.16681", "tokenizers"),
+    System("vit_vqgan", "ViT-VQGAN", "Vector-quantized Image Modeling with Improved VQGAN", "ICLR 2022", "2110.04627", "tokenizers"),
+    System("vq_vla", "VQ-VLA",
+           "Improving Vision-Language-Action Models via Scaling Vector-Quantized Action Tokenizers",
+           "ICCV 2025", "2507.01016", "tokenizers"),
+    System("control_gic", "Control-GIC",
+           "Once-for-All: Controllable Generative Image Compression with Dynamic Granularity Adaptation",
+           "ICLR 2025", "2406.00758", "codecs"),
+    System("extreme_vqgan", "Extreme-VQGAN", "Extreme Image Compression using Fine-tuned VQGANs", "DCC 2024", "2307.08265", "codecs"),
+    System("hifi_codec", "HiFi-Codec",
+           "Group-residual Vector Quantization for High Fidelity Audio Codec",
+           "preprint 2023", "2305.02765", "codecs"),
+    System("language_codec", "Language-Codec",
+           "Reducing the Gaps Between Discrete Codec Representation and Speech Language Models",
+           "ACL 2025", "2402.12208", "codecs"),
+    System("mcquic", "McQuic",
+           "Unified Multivariate Gaussian Mixture for Efficient Neural Image Compression",
+           "CVPR 2022", "2203.10897", "codecs"),
+    System("unitts_distilcodec", "UniTTS / DistilCodec",
+           "An end-to-end TTS system without decoupling of acoustic and semantic information",
+           "preprint 2025", "2505.17426", "codecs"),
+    System("addp", "ADDP",
+           "Learning General Representations for Image Recognition and Generation with Alternating Denoising Diffusion Process",
+           "ICLR 2024", "2306.05423", "generate"),
+    System("ctf", "CTF",
+           "Improving Autoregressive Image Generation through Coarse-to-Fine Token Prediction",
+           "preprint 2025", "2503.16194", "generate"),
+    System("hier_vq_inpaint", "Diverse-Structure Inpainting",
+           "Generating Diverse Structure for Image Inpainting With Hierarchical VQ-VAE",
+           "CVPR 2021", "2103.10022", "generate"),
+    System("llasa", "Llasa",
+           "Scaling Train-time and Inference-time Compute for Llama-based Speech Synthesis",
+           "preprint 2025", "2502.04128", "generate"),
+    System("mardm", "MARDM",
+           "Rethinking Diffusion for Text-Driven Human Motion Generation: Redundant Representations, Evaluation, and Masked Autoregression",
+           "CVPR 2025", "2411.16575", "generate"),
+    System("put", "PUT", "Reduce Information Loss in Transformers for Pluralistic Image Inpainting", "CVPR 2022", "2205.05076", "generate"),
+    System("resgen", "ResGen",
+           "Efficient Generative Modeling with Residual Vector Quantization-Based Tokens",
+           "ICML 2025", "2412.10208", "generate"),
+    System("seit_pp", "SeiT++", "Masked Token Modeling Improves Storage-efficient Training", "ECCV 2024", "2312.10105", "generate"),
+    System("vq_ddm", "VQ-DDM",
+           "Global Context with Discrete Diffusion in Vector Quantised Modelling for Image Generation",
+           "CVPR 2022", "2112.01799", "generate"),
+    System("vq_diffusion", "VQ-Diffusion",
+           "Vector Quantized Diffusion Model for Text-to-Image Synthesis",
+           "CVPR 2022", "2111.14822", "generate"),
+    System("longvq", "LongVQ", "Long Sequence Modeling with Vector Quantization on Structured Memory", "IJCAI 2024", "2404.11163", "nets"),
+    System("aim_marl", "AIM",
+           "AI Mother Tongue: Self-Emergent Communication in MARL via Endogenous Symbol Systems",
+           "preprint 2025", "2507.10566", "systems"),
+    System("arlon", "ARLON",
+           "Boosting Diffusion Transformers with Autoregressive Models for Long Video Generation",
+           "ICLR 2025", "2410.20502", "systems"),
+    System("bathymetry", "UA-VQ-VAE",
+           "Learning Enhanced Structural Representations with Block-Based Uncertainties for Ocean Floor Mapping",
+           "ICLR 2025 workshop", "2504.14372", "systems"),
+    System("d2m_gan", "D2M-GAN", "Quantized GAN for Complex Music Generation from Dance Videos", "ECCV 2022", "2204.00604", "systems"),
+    System("healthivert_gan", "HealthiVert-GAN",
+           "A Novel Framework of Pseudo-Healthy Vertebral Image Synthesis for Interpretable Compression Fracture Grading",
+           "IEEE JBHI 2025", "2503.05990", "systems"),
+    System("qvf", "QVF", "Quantum Visual Fields with Neural Amplitude Encoding", "NeurIPS 2025", "2508.10900", "systems"),
+    System("tm2d", "TM2D", "Bimodality Driven 3D Dance Generation via Music-Text Integration", "ICCV 2023", "2304.02419", "systems"),
+    System("vq_nerf", "VQ-NeRF", "Vector Quantization Enhances Implicit Neural Representations", "preprint 2023", "2310.14487", "systems"),
+    System("vqd_sr", "VQD-SR",
+           "Learning Data-Driven Vector-Quantized Degradation Model for Animation Video Super-Resolution",
+           "ICCV 2023", "2303.09826", "systems"),
+)
+"""Every published system of the project: its place in the house, whether built yet or not (``codeword claims`` shows what was re-checked)."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
-from codeword.parts import arrays
+from codeword.parts import arguments, arrays
 
 __all__ = [
     "CodewordError", "Codes", "FormatError", "MatMul", "NotFitted", "Packed", "Progressive", "Quantized", "Quantizer",
@@ -76,6 +76,13 @@ class Quantizer(nn.Module):
     fit_values: int = 1 << 27
     """``fit`` draws a seeded sample of rows when there are more numbers than this (512 MiB as float32)."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:  # types are checked here once; ranges in the constructors
+            cls.__init__ = arguments.checked(cls.__init__)
+        if "for_bits" in cls.__dict__:
+            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))
+
     def __init__(self) -> None:
         super().__init__()
         self.fitted = not self.learns
@@ -84,17 +91,23 @@ class Quantizer(nn.Module):
     # ------------------------------------------------------------------ the contract
 
     def fit(self, x: Array, *, weights: Array | None = None) -> Self:
-        """Learn from ``x`` (..., dim), optionally weighted rows (...). Raises ShapeError on bad shapes or values."""
-        n = arrays.check_rows(x, self.dim, "fit")
+        """Learn from ``x`` (..., dim), optionally weighted rows (...); rows of weight 0 count as absent. Raises ShapeError on
+        bad shapes or values, and then leaves an earlier fit as it was."""
+        n = arrays.check_rows(x, self.dim, f"{self.name}.fit")
         if n == 0:
             raise ShapeError(f"{self.name}.fit got no rows; at least one is needed")
         for block in arrays.float_blocks(x, self.dim):
             arrays.check_finite(block, f"{self.name}.fit")
-        keep = arrays.sample_indices(n, max(1, self.fit_values // self.dim), seed=getattr(self, "seed", 0))
-        rows = arrays.take_rows(x, self.dim, keep).to(self.device)
-        row_weights = None if weights is None else arrays.take_weights(weights, n, keep).to(self.device)
-        self.report = Report() if len(rows) == n else Report(fit_rows=len(rows))
-        self._fit(rows, row_weights)
+        row_weights = None if weights is None else arrays.check_weights(weights, tuple(x.shape[:-1]), f"{self.name}.fit")
+        usable = np.arange(n) if row_weights is None else np.flatnonzero(row_weights.cpu().numpy() > 0)
+        keep = arrays.sample_indices(len(usable), max(1, self.fit_values // self.dim), seed=getattr(self, "seed", 0))
+        chosen = usable if keep is None else usable[keep]
+        rows = arrays.take_rows(x, self.dim, None if len(chosen) == n else chosen).to(self.device)
+        if row_weights is not None:
+            row_weights = row_weights[torch.from_numpy(chosen).to(row_weights.device)].to(self.device)
+        self.report = Report() if keep is None else Report(fit_rows=len(rows))
+        with torch.autocast(self.device.type, enabled=False):
+            self._fit(rows, row_weights)
         self.fitted = True
         return self
 
@@ -103,12 +116,13 @@ class Quantizer(nn.Module):
         """Codes of ``x`` (..., dim). ``given`` (broadcastable to x) is subtracted first, e.g. a list's centroid;
         ``metric`` (dim, dim) is the quadratic form to minimise, where ``takes_metric``."""
         self._require_fitted("encode")
-        arrays.check_rows(x, self.dim, "encode")
+        arrays.check_rows(x, self.dim, f"{self.name}.encode")
         form = self._check_metric(metric)
         indices, side = [], []
         for block in arrays.float_blocks(x, self.dim, minus=given):
             arrays.check_finite(block, f"{self.name}.encode")
-            index, extra = self._encode(block.to(self.device), form)
+            with torch.autocast(self.device.type, enabled=False):
+                index, extra = self._encode(block.to(self.device), form)
             indices.append(index.to(self.index_dtype))
             side.append(extra)
         lead = tuple(x.shape[:-1])
@@ -128,14 +142,15 @@ class Quantizer(nn.Module):
         flat = side.reshape(-1, self.side_count) if side is not None else None
         count = lengths.reshape(-1) if lengths is not None else None
         step = arrays.block_rows(self.dim)
-        out = torch.empty(len(rows), self.dim, device=self.device)
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            out[part] = self._decode_some(rows[part], flat[part] if flat is not None else None,
-                                          count[part] if count is not None else None)
+        out = torch.empty(len(rows), self.dim, dtype=torch.float32, device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(rows), step):
+                part = slice(start, start + step)
+                out[part] = self._decode_some(rows[part], flat[part] if flat is not None else None,
+                                              count[part] if count is not None else None)
         values = out.reshape(*lead, self.dim)
         if given is not None:
-            values = values + arrays.as_tensor(given).to(values)
+            values = values + arrays.check_given(given, tuple(values.shape), f"{self.name}.decode").to(values)
             if lengths is not None:
                 values = values * (lengths > 0).unsqueeze(-1)
         return arrays.like(values, codes.indices)
@@ -145,9 +160,13 @@ class Quantizer(nn.Module):
         Pure: no state changes, no value checks (NaN propagates), safe under autocast and ``torch.compile``."""
         if not torch.compiler.is_compiling():
             self._require_fitted("forward")
-        if x.shape[-1] != self.dim:
-            raise ShapeError(f"{self.name}.forward got rows of width {x.shape[-1]}; this quantizer has dim={self.dim}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ShapeError(f"{self.name}.forward got {getattr(x, 'dtype', type(x).__name__)}; a floating-point tensor is needed")
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise ShapeError(f"{self.name}.forward got shape {tuple(x.shape)}; (..., {self.dim}) is needed")
         lead = x.shape[:-1]
+        if mask is not None and mask.shape != lead:
+            raise ShapeError(f"{self.name}.forward got a mask of shape {tuple(mask.shape)}; {tuple(lead)} is needed")
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, self.dim).float()
             keep = None if mask is None else mask.reshape(-1).to(torch.bool)
@@ -158,7 +177,7 @@ class Quantizer(nn.Module):
                 values = torch.where(keep.unsqueeze(-1), values, torch.zeros((), device=values.device))
         codes = Codes(
             index.to(self.index_dtype).reshape(*lead, len(self.levels)),
-            side.reshape(*lead, self.side_count) if side is not None else None,
+            side.to(self.side_dtype).reshape(*lead, self.side_count) if side is not None else None,
             None if keep is None else (keep.to(torch.int32) * len(self.levels)).reshape(lead),
         )
         return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
@@ -201,6 +220,13 @@ class Quantizer(nn.Module):
         return catalog.name_of(type(self))
 
     @property
+    def input_space(self) -> bool:
+        """False where decode does not live in the space of x (FSQ's tanh, cosine codes): such a quantizer enters weights, caches and
+        search only inside a wrapper that maps back. The catalog says it for a class; a combinator is what its parts are."""
+        from codeword import catalog
+        return catalog.lives_in_input_space(self.name, all(part.input_space for part in _inner_quantizers(self)))
+
+    @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments by name; JSON values or Quantizers."""
         return {key: getattr(self, key) for key in inspect.signature(type(self).__init__).parameters if key != "self"}
@@ -222,6 +248,10 @@ class Quantizer(nn.Module):
         for key, value in self.state_dict().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise FormatError("value", f"tensor {key!r} of {self.name} has non-finite values")
+
+    def rebuild(self) -> None:
+        """Recompute what is derived and not saved (non-persistent buffers, tables) from configuration and state. Loading runs
+        constructors on the meta device and calls this last; a constructor that makes such tables calls it too."""
 
     @property
     def fingerprint(self) -> str:
@@ -266,6 +296,7 @@ class Quantizer(nn.Module):
         from codeword.parts.gradients import straight_through
         with torch.no_grad():
             index, side = self._encode(rows.detach(), None)
+            side = None if side is None else side.to(self.side_dtype)  # as stored: decode sees the same rounding
             values = self._decode(index.to(torch.int64), side)
         stats = {"error": arrays.masked_mean((values - rows.detach()).square().sum(-1), keep)}
         return straight_through(rows, values), index, side, rows.new_zeros(()), stats
@@ -306,23 +337,32 @@ class Quantizer(nn.Module):
             return None
         if not self.takes_metric:
             raise Unsupported(f"{self.name} minimises plain L2 only; call encode without metric and report that")
-        form = arrays.as_tensor(metric).to(self.device, torch.float64)
+        form = arrays.as_tensor(metric).detach().to(self.device, torch.float64)
         if form.shape != (self.dim, self.dim):
             raise ShapeError(f"metric has shape {tuple(form.shape)}; ({self.dim}, {self.dim}) is needed")
-        return form
+        arrays.check_finite(form, f"{self.name}.encode metric")
+        if bool(((form - form.mT).abs() > 1e-5 * form.abs().max()).any()):
+            raise ShapeError(f"{self.name}.encode got a metric that is not symmetric; a quadratic form (dim, dim) is needed")
+        return (form + form.mT) / 2
 
     def _check_codes(self, codes: Codes) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not isinstance(codes, Codes):
+            raise ShapeError(f"{self.name}.decode got {type(codes).__name__}; the Codes that encode returned are needed")
         indices = arrays.check_indices(codes.indices, self.levels, self.name).to(self.device)
         side, lengths = codes.side, codes.lengths
         if (side is None) != (self.side_count == 0):
             raise ShapeError(f"codes of {self.name} carry {self.side_count} side floats a vector; got {'none' if side is None else 'some'}")
         if side is not None:
-            side = arrays.as_tensor(side).to(self.device)
-            if side.shape != (*indices.shape[:-1], self.side_count):
-                raise ShapeError(f"side has shape {tuple(side.shape)}; {(*indices.shape[:-1], self.side_count)} is needed")
+            side = arrays.as_tensor(side).detach().to(self.device)
+            if side.shape != (*indices.shape[:-1], self.side_count) or not side.is_floating_point():
+                raise ShapeError(f"side is {side.dtype} {tuple(side.shape)}; floats {(*indices.shape[:-1], self.side_count)} are needed")
+            side = side.to(self.side_dtype)
             arrays.check_finite(side.float(), f"{self.name}.decode side")
         if lengths is not None:
-            lengths = arrays.as_tensor(lengths).to(self.device, torch.int64)
+            lengths = arrays.as_tensor(lengths)
+            if lengths.is_floating_point() or lengths.dtype == torch.bool:
+                raise ShapeError(f"lengths must be integers, got {lengths.dtype}")
+            lengths = lengths.to(self.device, torch.int64)
             if lengths.shape != indices.shape[:-1] or bool(((lengths < 0) | (lengths > len(self.levels))).any()):
                 raise ShapeError(f"lengths must have shape {tuple(indices.shape[:-1])} and values 0..{len(self.levels)}")
         return indices, side, lengths
@@ -333,6 +373,15 @@ class Quantizer(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return super()._apply(keep_dtype, recurse)
+
+
+def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:
+    """The quantizers directly inside ``module``, lists of them included, not those inside them."""
+    for child in module.children():
+        if isinstance(child, Quantizer):
+            yield child
+        else:
+            yield from _inner_quantizers(child)
 
 
 # ---------------------------------------------------------------------- capabilities
@@ -362,7 +411,19 @@ class Scannable(Protocol):
     so one prepared query serves every list. The caller supplies ``coarse`` per (query, list); flat search has c = 0."""
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
-        """Rows in scan layout; their number is padded to a multiple of BLOCK. ``given`` (rows, dim)."""
+        """Rows in scan layout; their number is padded to a multiple of BLOCK. ``given`` (rows, dim), one point a block."""
+        ...
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        """Codes of the chosen rows (n,) int64: indices exactly, side floats up to the rounding of the factors."""
+        ...
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        """The chosen rows (n,) out of their layout, without loss: tensors whose first axis is n. So rows move between segments."""
+        ...
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        """Inverse of ``take`` for a multiple of BLOCK rows, each block of one list."""
         ...
 
     def prepare(self, queries: Tensor, metric: str) -> Query:

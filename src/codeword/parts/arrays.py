@@ -24,7 +24,7 @@ T = TypeVar("T")
 BLOCK_VALUES = 1 << 22
 
 _TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_TORCH_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_TORCH_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
 def block_rows(dim: int) -> int:
@@ -38,6 +38,8 @@ def check_rows(x: Any, dim: int, what: str) -> int:
         if x.layout != torch.strided or x.device.type == "meta" or x.dtype not in _TORCH_FLOATS + _TORCH_INTEGERS:
             raise ShapeError(f"{what} got a {x.layout} tensor of {x.dtype} on {x.device.type}; a dense real-valued one is needed")
     elif isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise ShapeError(f"{what} got a masked numpy array, whose mask would be lost; pass the valid rows only")
         if x.dtype.kind not in "fiu" or x.dtype.itemsize > 8:
             raise ShapeError(f"{what} got an array of dtype {x.dtype}; float16/32/64 or integers up to 64 bits are accepted")
     else:
@@ -48,10 +50,17 @@ def check_rows(x: Any, dim: int, what: str) -> int:
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A tensor of any array-like; numpy memory that is read-only, strided backwards or big-endian is copied."""
+    """A tensor of any real-valued array-like; numpy memory that is read-only, strided backwards or big-endian is copied."""
     if isinstance(x, Tensor):
+        if x.layout != torch.strided or x.device.type == "meta" or x.is_complex():
+            raise ShapeError(f"got a {x.layout} tensor of {x.dtype} on {x.device.type}; a dense real-valued one is needed")
         return x
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError):
+        raise ShapeError(f"got {type(x).__name__} that is no rectangular array; numbers of one shape are needed") from None
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise ShapeError(f"got {type(x).__name__} of dtype {array.dtype}; real numbers of up to 64 bits are needed")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(s < 0 for s in array.strides) or not array.flags.aligned:
@@ -64,11 +73,8 @@ def float_blocks(x: Array, dim: int, minus: Array | None = None) -> Iterator[Ten
     rows = x.reshape(-1, dim)
     offset = None
     if minus is not None:
-        offset = as_tensor(minus).float()
-        try:
-            offset = offset.expand(*x.shape).reshape(-1, dim) if offset.ndim > 1 else offset.expand(dim)
-        except RuntimeError:
-            raise ShapeError(f"given has shape {tuple(offset.shape)}, which does not broadcast to {tuple(x.shape)}") from None
+        offset = check_given(minus, tuple(x.shape), "encode")
+        offset = offset.expand(*x.shape).reshape(-1, dim) if offset.ndim > 1 else offset.expand(dim)
     step = block_rows(dim)
     for start in range(0, max(1, len(rows)), step):
         block = _float32(rows[start:start + step])
@@ -82,7 +88,7 @@ def _float32(rows: Array) -> Tensor:
         return rows.detach().to(torch.float32).contiguous()
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which check_finite then names
         block = np.ascontiguousarray(rows, dtype=np.float32)
-    return torch.from_numpy(block if block.flags.writeable else block.copy())
+    return torch.from_numpy(block if block.flags.writeable and block.flags.aligned else block.copy())
 
 
 def check_finite(rows: Tensor, what: str) -> None:
@@ -109,14 +115,28 @@ def take_rows(x: Array, dim: int, keep: np.ndarray | None) -> Tensor:
     return _float32(rows[torch.from_numpy(keep)] if isinstance(rows, Tensor) else rows[keep])
 
 
-def take_weights(weights: Array, n: int, keep: np.ndarray | None) -> Tensor:
-    """float32 (m,) row weights; they must be finite, non-negative and not all zero."""
-    w = as_tensor(weights).detach().to(torch.float32).reshape(-1)
-    if len(w) != n:
-        raise ShapeError(f"weights has {len(w)} values for {n} rows")
+def check_weights(weights: Any, lead: tuple[int, ...], what: str) -> Tensor:
+    """float32 (n,) row weights; they must have the rows' leading shape, be finite, non-negative and not all zero."""
+    w = as_tensor(weights).detach()
+    if tuple(w.shape) != lead:
+        raise ShapeError(f"{what} got weights of shape {tuple(w.shape)} for rows of shape {lead}")
+    w = w.to(torch.float32).reshape(-1)
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not bool((w > 0).any()):
-        raise ShapeError("weights must be finite, non-negative and not all zero")
-    return w if keep is None else w[torch.from_numpy(keep)]
+        raise ShapeError(f"{what} got weights that are not finite, non-negative and somewhere positive")
+    return w
+
+
+def check_given(given: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """``given`` as float32, finite and broadcastable to ``shape`` without enlarging it."""
+    offset = as_tensor(given).detach().float()
+    try:
+        fits = torch.broadcast_shapes(offset.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ShapeError(f"{what} got given of shape {tuple(offset.shape)}, which does not broadcast to {shape}")
+    check_finite(offset, f"{what} given")
+    return offset
 
 
 def unsigned_dtype(level: int) -> torch.dtype:
@@ -145,9 +165,10 @@ def check_indices(indices: Any, levels: tuple[int, ...], name: str) -> Tensor:
 
 
 def masked_mean(values: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of (n,) values over kept rows; 0 when none are kept."""
+    """Mean of (n,) values over kept rows; 0 when none are kept, still part of the graph: an empty batch on one of many ranks must
+    give its parameters a gradient of zero, not none."""
     if keep is None:
-        return values.mean() if values.numel() else values.new_zeros(())
+        return values.mean() if values.numel() else values.sum()
     weight = keep.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 

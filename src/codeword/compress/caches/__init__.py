@@ -1,0 +1,1 @@
+"""What a network keeps between calls, as codes."""

@@ -1,0 +1,1 @@
+"""Weights as codes: policies over any Quantizer that knows its input space."""

@@ -1,0 +1,356 @@
+"""Quantizers and codes as files. A quantizer is saved as what it was built from, what fitting decided, and its tensors:
+
+    object       {"quantizer": name, "config": {...}, "structure": {...}}; a quantizer inside a configuration is such an object again
+    fingerprint  16 hex digits of the SHA-256 over object (arguments at their defaults left out) and tensors (dtype, shape, digest)
+
+Loading reads the tensors (never more memory than the file has bytes), resolves the name through the catalog, runs the constructor on
+torch's meta device, ``restore``s the structure, compares every tensor with what the constructor declared, and only then assigns them.
+So a configuration that asks for a codebook of a terabyte allocates nothing and is refused. The rules this asks of a quantizer:
+
+1. A constructor makes its tensors with torch factory functions (``torch.zeros``, ``torch.ones``), or, if it must compute them, in time
+   and memory O(dim); it decides nothing by looking into a tensor. It bounds every argument that it multiplies, loops or repeats over.
+2. Saved state is parameters and persistent buffers. On loading, the file wins over what the constructor computed.
+3. What is derived and not saved (non-persistent buffers, tables) is computed in ``rebuild``, which the constructor calls as well.
+4. ``structure`` holds what fitting decided about shapes; ``restore`` checks it like any stranger's input and allocates with
+   factory functions. A combinator's ``structure`` covers the quantizers it made itself; those it was given are saved with their own.
+5. ``check_state`` refuses impossible values. After that nothing is trusted less than program data.
+
+Codes are one bit string (``ops.pack``) with their levels, shape and the quantizer's fingerprint; every index is checked against its
+level on loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codeword import catalog, ops
+from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.io import canonical
+from codeword.io.canonical import LIMITS, Limits
+from codeword.io.tensors import _NAMES, read_tensors, write_tensors
+from codeword.parts import arrays
+from codeword.quantizer import Codes, Quantizer
+
+MAX_DIM = 1 << 16
+"""Widest quantizer a file may hold."""
+MAX_TOTAL_DIM = 1 << 18
+"""Widths of a quantizer and of all inside it together: what constructors may cost before a tensor has been compared."""
+MAX_POSITIONS = 1 << 20
+_MAX_ARGUMENT = 1 << 31
+_MAX_NESTING = 4
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+
+
+def save(quantizer: Quantizer, path: str | Path, *, durable: bool = True) -> None:
+    """Write ``quantizer`` as one file, atomically. Raises CodewordError where it is not in the catalog."""
+    tensors, header = to_parts(quantizer)
+    write_tensors(path, tensors, header, durable=durable)
+
+
+def load(path: str | Path, *, limits: Limits = LIMITS) -> Quantizer:
+    """The quantizer in ``path``, on the CPU. Raises FormatError; never runs code from the file."""
+    tensors, header = read_tensors(path, limits=limits)
+    return from_parts(tensors, header, str(path))
+
+
+def fingerprint(quantizer: Quantizer) -> str:
+    """16 hex digits that stand for the object: equal for equal configuration, structure and tensors."""
+    return _fingerprint(_record(quantizer), _state(quantizer))
+
+
+def save_codes(path: str | Path, codes: Codes, quantizer: Quantizer, *, durable: bool = True) -> None:
+    """Write ``codes`` of ``quantizer`` as one file, atomically. Raises ShapeError where they are not its codes."""
+    tensors, header = codes_to_parts(codes, quantizer)
+    write_tensors(path, tensors, header, durable=durable)
+
+
+def load_codes(path: str | Path, quantizer: Quantizer | None = None, *, limits: Limits = LIMITS) -> Codes:
+    """The codes in ``path`` as torch tensors, every value checked. Raises FormatError; with ``quantizer`` given, also where they are
+    another one's ("fingerprint")."""
+    tensors, header = read_tensors(path, limits=limits)
+    return codes_from_parts(tensors, header, quantizer, str(path))
+
+
+# ---------------------------------------------------------------------- quantizers
+
+
+def to_parts(quantizer: Quantizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a quantizer, for ``write_tensors`` or a segment of a folder."""
+    record, state = _record(quantizer), _state(quantizer)
+    return state, {"fingerprint": _fingerprint(record, state), "kind": "quantizer", "object": record}
+
+
+def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str = "the file") -> Quantizer:
+    """Inverse of ``to_parts``, believing nothing. The tensors become the quantizer's own."""
+    check_kind(header, "quantizer", what)
+    canonical.fields(header, f"header of {what}", {"fingerprint": str, "kind": str, "object": dict})
+    with torch.device("meta"):
+        quantizer = _Builder(f"object in {what}").build(header["object"], 0)
+    declared = quantizer.state_dict()
+    _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
+    quantizer.load_state_dict(dict(tensors), assign=True)
+    _check_values(quantizer, what)
+    if _fingerprint(header["object"], dict(tensors)) != header["fingerprint"]:
+        raise FormatError("fingerprint", f"{what} does not have the fingerprint {header['fingerprint'][:16]!r} that it states")
+    return quantizer
+
+
+def check_kind(header: dict[str, Any], kind: str, what: str) -> None:
+    """FormatError("kind") where a valid file holds another kind of object."""
+    found = header.get("kind")
+    if found != kind:
+        raise FormatError("kind", f"{what} holds {str(found)[:40]!r}, not {kind!r}")
+
+
+def _record(quantizer: Quantizer) -> dict[str, Any]:
+    name = quantizer.name
+    if catalog.quantizer_class(name) is not type(quantizer):
+        raise CodewordError(f"{type(quantizer).__name__} is not the catalog's {name!r}; only quantizers of the catalog can be saved")
+    total = sum(part.dim for part in quantizer.modules() if isinstance(part, Quantizer))
+    if quantizer.dim > MAX_DIM or total > MAX_TOTAL_DIM:
+        raise Unsupported(f"{name} has dim={quantizer.dim}, with all its parts {total}; files hold up to {MAX_DIM} and {MAX_TOTAL_DIM}")
+    return {"config": {key: _plain(value) for key, value in quantizer.config.items()}, "quantizer": name, "structure": quantizer.structure}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Quantizer):
+        return _record(value)
+    if isinstance(value, (list, tuple, torch.nn.ModuleList)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _state(quantizer: Quantizer) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in quantizer.state_dict().items()}
+
+
+def _fingerprint(record: dict[str, Any], state: Mapping[str, Tensor]) -> str:
+    digests = {name: [_NAMES[str(t.dtype).removeprefix("torch.")], list(t.shape), _digest(t)] for name, t in state.items()}
+    return hashlib.sha256(canonical.encode({"object": _without_defaults(record), "tensors": digests})).hexdigest()[:16]
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
+
+def _without_defaults(record: Any) -> Any:
+    """An argument that a later release adds, at its default, must not change old fingerprints."""
+    if isinstance(record, list):
+        return [_without_defaults(item) for item in record]
+    if not _is_record(record):
+        return record
+    defaults = {key: p.default for key, p in inspect.signature(catalog.quantizer_class(record["quantizer"]).__init__).parameters.items()}
+    config = {key: _without_defaults(value) for key, value in record["config"].items()
+              if key not in defaults or defaults[key] is inspect.Parameter.empty or _plain(defaults[key]) != value}
+    return {**record, "config": config}
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and "quantizer" in value
+
+
+# ---------------------------------------------------------------------- building from a stranger's record
+
+
+class _Builder:
+    """Quantizers from records that may say anything, within a budget of widths."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._left = what, MAX_TOTAL_DIM
+
+    def build(self, record: Any, depth: int) -> Quantizer:
+        what = self._what
+        canonical.fields(record, what, {"config": dict, "quantizer": str, "structure": dict})
+        if depth == _MAX_NESTING:
+            raise FormatError("limit", f"{what} nests more than {_MAX_NESTING} quantizers")
+        name, config = record["quantizer"], record["config"]
+        try:
+            cls = catalog.quantizer_class(name)
+        except CodewordError as error:
+            raise FormatError("name", f"{what}: {error}") from None
+        known = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
+        for key in config.keys() - known.keys():
+            raise FormatError("unknown-key", f"{what}: {name} has no argument {key[:40]!r}")
+        for key, parameter in known.items():
+            if key not in config and parameter.default is inspect.Parameter.empty:
+                raise FormatError("missing-key", f"{what}: {name} needs the argument {key!r}")
+        arguments = {key: self._argument(key, value, depth) for key, value in config.items()}
+        try:
+            quantizer = cls(**arguments)
+            self._spend(quantizer.dim)
+            quantizer.restore(record["structure"])
+        except FormatError:
+            raise
+        except MemoryError:
+            raise FormatError("limit", f"{what}: {name} with this configuration needs more memory than there is") from None
+        except Exception as error:  # a stranger's arguments: whatever the constructor says, it is the file's fault
+            raise FormatError("config", f"{what}: {name} refuses its configuration: {error}") from error
+        return quantizer
+
+    def _argument(self, key: str, value: Any, depth: int) -> Any:
+        if _is_record(value):
+            return self.build(value, depth + 1)
+        if isinstance(value, list):
+            return [self._argument(key, item, depth) for item in value]
+        if type(value) is int and key != "seed" and abs(value) > (MAX_DIM if key == "dim" else _MAX_ARGUMENT):
+            raise FormatError("limit", f"{self._what}: argument {key!r} is {value}, more than is read from a file")
+        return value
+
+    def _spend(self, dim: int) -> None:
+        self._left -= dim
+        if dim > MAX_DIM or self._left < 0:
+            raise FormatError("limit", f"{self._what} is wider than {MAX_DIM}, or all its parts together than {MAX_TOTAL_DIM}")
+
+
+def _check_declared(declared: dict[str, tuple[torch.dtype, tuple[int, ...]]], found: Mapping[str, Tensor], what: str) -> None:
+    for name in sorted(declared.keys() | found.keys()):
+        if name not in found:
+            raise FormatError("missing-key", f"{what} lacks the tensor {name!r}")
+        if name not in declared:
+            raise FormatError("unknown-key", f"{what} has a tensor {name!r} that its configuration does not declare")
+        dtype, shape = declared[name]
+        if found[name].dtype != dtype:
+            raise FormatError("dtype", f"tensor {name!r} of {what} is {found[name].dtype}; its configuration declares {dtype}")
+        if tuple(found[name].shape) != shape:
+            raise FormatError("shape", f"tensor {name!r} of {what} has shape {tuple(found[name].shape)}; {shape} is declared")
+
+
+def _check_values(quantizer: Quantizer, what: str) -> None:
+    """``check_state`` and ``rebuild`` of all quantizers inside, innermost first."""
+    for part in reversed([module for module in quantizer.modules() if isinstance(module, Quantizer)]):
+        try:
+            part.check_state()
+        except FormatError:
+            raise
+        except Exception as error:  # values that a check did not foresee are impossible values
+            raise FormatError("value", f"{what}: {part.name} refuses its state: {error}") from error
+        part.rebuild()
+    for name, tensor in (*quantizer.named_parameters(), *quantizer.named_buffers()):
+        if tensor.is_meta:
+            raise FormatError("internal", f"{quantizer.name} neither saves {name!r} nor makes it in rebuild()")
+
+
+# ---------------------------------------------------------------------- codes
+
+
+def codes_to_parts(codes: Codes, quantizer: Quantizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of ``codes``: "indices" (the bit string), "side" and "lengths" where there are any."""
+    indices, side, lengths = quantizer._check_codes(codes)
+    shape = list(indices.shape[:-1])
+    if indices.numel() > _most_positions(math.ceil(indices.numel() // max(1, len(quantizer.levels)) * sum(quantizer.widths) / 8)):
+        raise Unsupported(f"{quantizer.name} stores these codes in almost no bits; a reader could not bound their number")
+    tensors = {"indices": ops.pack(indices.reshape(-1, len(quantizer.levels)).cpu(), quantizer.widths)}
+    if side is not None:
+        tensors["side"] = side.cpu()
+    if lengths is not None:
+        tensors["lengths"] = lengths.cpu().to(arrays.unsigned_dtype(len(quantizer.levels) + 1))
+    levels = [[level, len(list(run))] for level, run in groupby(quantizer.levels)]
+    return tensors, {"dim": quantizer.dim, "fingerprint": quantizer.fingerprint, "kind": "codes", "levels": levels,
+                     "quantizer": quantizer.name, "shape": shape}
+
+
+def codes_from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], quantizer: Quantizer | None = None,
+                     what: str = "the file") -> Codes:
+    """Inverse of ``codes_to_parts``, believing nothing."""
+    check_kind(header, "codes", what)
+    canonical.fields(header, f"header of {what}",
+                     {"dim": int, "fingerprint": str, "kind": str, "levels": list, "quantizer": str, "shape": list})
+    if not _FINGERPRINT.fullmatch(header["fingerprint"]):
+        raise FormatError("header", f"{what} has no fingerprint of 16 hex digits")
+    levels, shape = _levels(header["levels"], what), _lead_shape(header["shape"], what)
+    if quantizer is not None:
+        if quantizer.fingerprint != header["fingerprint"]:
+            raise FormatError("fingerprint", f"{what} was encoded by {header['quantizer'][:40]!r} with fingerprint "
+                                             f"{header['fingerprint']}; the given {quantizer.name!r} has {quantizer.fingerprint}")
+        if tuple(quantizer.levels) != levels or quantizer.dim != header["dim"] or quantizer.name != header["quantizer"]:
+            raise FormatError("shape", f"{what} declares other levels than the quantizer whose fingerprint it carries")
+    rows, widths = math.prod(shape), tuple((level - 1).bit_length() for level in levels)
+    _check_code_tensors(tensors, shape, rows, levels, widths, quantizer, what)
+    indices = torch.empty(rows, len(levels), dtype=arrays.unsigned_dtype(max(levels)))
+    for start, stop, block in _unpack(tensors["indices"], widths, rows, len(levels)):
+        if bool((block >= torch.tensor(levels)).any()):
+            raise FormatError("value", f"{what} has an index outside its level among rows {start}..{stop - 1}")
+        indices[start:stop] = block.to(indices.dtype)
+    lengths = tensors.get("lengths")
+    return Codes(indices.reshape(*shape, len(levels)), tensors.get("side"), None if lengths is None else lengths.to(torch.int32))
+
+
+def _levels(runs: list[Any], what: str) -> tuple[int, ...]:
+    """Levels from [[level, how many positions in a row], ...]."""
+    pairs = [run for run in runs if isinstance(run, list) and len(run) == 2 and all(type(n) is int and n >= 1 for n in run)]
+    if len(pairs) != len(runs) or not pairs:
+        raise FormatError("header", f"{what} has levels that are not pairs of positive integers")
+    if sum(count for _, count in pairs) > MAX_POSITIONS:
+        raise FormatError("limit", f"{what} has more than {MAX_POSITIONS} positions a code")
+    if any(left[0] == right[0] for left, right in pairwise(pairs)):
+        raise FormatError("header", f"{what} has levels that are not in shortest form")
+    return tuple(level for level, count in pairs for _ in range(count))
+
+
+def _lead_shape(shape: list[Any], what: str) -> tuple[int, ...]:
+    if len(shape) > LIMITS.axes or any(type(n) is not int or n < 0 for n in shape):
+        raise FormatError("shape", f"{what} has a shape that is not at most {LIMITS.axes} non-negative integers")
+    if math.prod(n for n in shape if n) > LIMITS.elements:
+        raise FormatError("limit", f"{what} has shape {shape}; at most {LIMITS.elements} codes are allowed")
+    return tuple(shape)
+
+
+def _check_code_tensors(tensors: Mapping[str, Tensor], shape: tuple[int, ...], rows: int, levels: tuple[int, ...], widths: tuple[int, ...],
+                        quantizer: Quantizer | None, what: str) -> None:
+    """Shapes, dtypes and values of all three tensors but the indices themselves."""
+    if "indices" not in tensors:
+        raise FormatError("missing-key", f"{what} lacks the tensor 'indices'")
+    for name in tensors.keys() - {"indices", "side", "lengths"}:
+        raise FormatError("unknown-key", f"{what} has a tensor {name!r}; codes have none of that name")
+    need = ops.packed_bytes(rows, widths)
+    data, side, lengths = tensors["indices"], tensors.get("side"), tensors.get("lengths")
+    if data.dtype != torch.uint8:
+        raise FormatError("dtype", f"{what} has indices of {data.dtype}; a bit string of uint8 is needed")
+    if tuple(data.shape) != (need,):
+        raise FormatError("shape", f"{what} has a bit string of shape {tuple(data.shape)}; {rows} codes take ({need},)")
+    if rows * len(levels) > _most_positions(need):
+        raise FormatError("limit", f"{what} declares {rows} codes of {len(levels)} positions in {need} bytes")
+    spare = 8 * need - rows * sum(widths)
+    if spare and int(data[-1]) >> (8 - spare):
+        raise FormatError("value", f"{what} has padding bits that are not zero")
+    if side is not None:
+        if not side.is_floating_point() or (quantizer is not None and side.dtype != quantizer.side_dtype):
+            raise FormatError("dtype", f"{what} has side information of {side.dtype}")
+        if side.ndim == 0 or tuple(side.shape[:-1]) != shape or side.shape[-1] == 0:
+            raise FormatError("shape", f"{what} has side information of shape {tuple(side.shape)}; {(*shape, 'count')} is needed")
+        if not bool(torch.isfinite(side).all()):
+            raise FormatError("value", f"{what} has side information that is not finite")
+    if quantizer is not None and quantizer.side_count != (0 if side is None else side.shape[-1]):
+        raise FormatError("shape", f"{what} has other side information than the {quantizer.side_count} floats of {quantizer.name}")
+    if lengths is not None:
+        if lengths.dtype != arrays.unsigned_dtype(len(levels) + 1):
+            raise FormatError("dtype", f"{what} has lengths of {lengths.dtype}; the smallest unsigned type is needed")
+        if tuple(lengths.shape) != shape:
+            raise FormatError("shape", f"{what} has lengths of shape {tuple(lengths.shape)}; {shape} is needed")
+        if bool((lengths.to(torch.int64) > len(levels)).any()):
+            raise FormatError("value", f"{what} has lengths above {len(levels)}")
+
+
+def _most_positions(packed: int) -> int:
+    """Positions that ``packed`` bytes may declare: 8 a byte, with room for alphabets of one symbol, which take no bits at all."""
+    return max(64 * packed, 1 << 24)
+
+
+def _unpack(data: Tensor, widths: tuple[int, ...], rows: int, positions: int) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, int64 indices) in blocks of a few MiB that begin on byte boundaries."""
+    step = max(8, arrays.block_rows(positions) // 8 * 8)
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        part = data[start * sum(widths) // 8:ops.packed_bytes(stop, widths)]
+        yield start, stop, ops.unpack(part, widths, stop - start)

@@ -1,0 +1,1 @@
+"""Neural blocks that more than one room needs."""

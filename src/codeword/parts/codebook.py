@@ -1,0 +1,40 @@
+"""Small pieces around an explicit codebook: assignment under a quadratic form, and how evenly the codewords are used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codeword import ops
+from codeword.parts import arrays
+
+COUNTED = 1 << 20
+"""Alphabets larger than this are not counted in ``usage``: the histogram would cost more than the quantizer."""
+
+
+def assign(rows: Tensor, codebook: Tensor, metric: Tensor | None = None) -> Tensor:
+    """int64 (n,): the codeword c that minimises |x - c|^2, or (x - c)' metric (x - c)."""
+    if metric is not None:
+        root = arrays.metric_root(metric)
+        rows, codebook = ops.project(rows, root), ops.project(codebook, root)
+    return ops.nearest(rows, codebook).indices
+
+
+def histogram(indices: Tensor, size: int, keep: Tensor | None) -> Tensor:
+    """float64 (size,): how often each index occurs in the kept rows of (n, positions) or (n,)."""
+    ones = torch.ones(indices.shape, dtype=torch.float64, device=indices.device)
+    if keep is not None:
+        ones = ones * keep.reshape(-1, *[1] * (indices.ndim - 1))
+    return torch.zeros(size, dtype=torch.float64, device=indices.device).index_add_(0, indices.reshape(-1), ones.reshape(-1))
+
+
+def usage(indices: Tensor, size: int, keep: Tensor | None) -> dict[str, Tensor]:
+    """Share of the alphabet that this batch used, and the perplexity exp(entropy) of its distribution. Both are bounded by the
+    number of tokens in the batch: compare them between batches of one size, or count over a data set."""
+    return usage_of(histogram(indices, size, keep)) if size <= COUNTED else {}
+
+
+def usage_of(counts: Tensor) -> dict[str, Tensor]:
+    """``usage`` from a histogram."""
+    p = counts / counts.sum().clamp(min=1)
+    return {"usage": (counts > 0).double().mean().float(), "perplexity": torch.exp(torch.special.entr(p).sum()).float()}

@@ -1,0 +1,65 @@
+"""Minibatch Adam on a quantizer's own loss: what ``fit`` means where no closed form exists.
+
+Deterministic given the seed: rows come in seeded order from ``parts/random``, and gradients are accumulated and applied on one
+thread, since a parallel sum would change with the number of threads (the searches inside the loss are exact and use them all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeword.parts import random
+
+
+def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], rows: Tensor, *, steps: int, batch_size: int,
+             learning_rate: float, seed: int, weights: Tensor | None = None) -> list[float]:
+    """``steps`` of Adam (Kingma and Ba 2015) on ``loss(batch)`` over float32 rows (n, dim); the rate falls linearly to zero.
+    Row weights act through the sampling. Returns the loss of every step."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    history = []
+    with torch.enable_grad():
+        for step, batch in enumerate(minibatches(len(rows), batch_size, steps, seed, weights)):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.zero_grad()
+            value = loss(rows[batch.to(rows.device)])
+            with one_thread():
+                value.backward()
+                optimizer.step()
+            history.append(float(value.detach()))
+    optimizer.zero_grad()
+    return history
+
+
+def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None = None) -> Iterator[Tensor]:
+    """int64 row numbers for each step: passes over all rows, each in its own seeded order; with weights, seeded draws with
+    replacement in proportion to them."""
+    size = min(size, n)
+    if weights is not None:
+        ends = np.cumsum(weights.double().cpu().numpy())
+        for step in range(steps):
+            drawn = np.searchsorted(ends, random.uniform(seed, size, stream=f"minibatch {step}") * ends[-1], side="right")
+            yield torch.from_numpy(np.minimum(drawn, n - 1))
+        return
+    a_pass = n // size
+    order = np.empty(0, dtype=np.int64)
+    for step in range(steps):
+        if step % a_pass == 0:
+            order = random.permutation(seed, n, stream=f"minibatch pass {step // a_pass}")
+        start = step % a_pass * size
+        yield torch.from_numpy(order[start:start + size])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one CPU thread inside; the caller's number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

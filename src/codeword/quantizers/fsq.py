@@ -1,0 +1,146 @@
+"""Finite scalar quantization (Mentzer, Minnen, Agustsson, Tschannen: Finite Scalar Quantization: VQ-VAE Made Simple, ICLR 2024).
+
+Each dimension is squashed by a tanh and rounded to one of L values: a fixed grid, no codebook, nothing to collapse. ``grid`` holds
+L_1 ... L_g; every g dimensions form one token, one position of the code.
+
+    h = (L - 1)(1 - eps) / 2,   o = 1/2 if L is even else 0,   s = atanh(o / h),   eps = 1e-3
+    b(z) = h tanh(z + s) - o,   j = round(b) + floor(L / 2) in 0 ... L - 1,   z^ = (j - floor(L / 2)) / floor(L / 2) in [-1, 1]
+    token = sum_i j_i prod_{l<i} L_l                                              (mixed radix, the first dimension is fastest)
+
+L = 2 has no such form (o > h): there b(z) = tanh z and z^ is its sign, 0 counting as +1. Even L is asymmetric, -1 ... 1 - 2/L.
+Gradient: of the smooth b(z) / floor(L / 2); only the rounding is passed straight through.
+
+Exactness: a vectorised tanh may differ in its last bit with a row's place in the batch, so no tanh decides here. The rounding
+changes at b = m + 1/2, that is at z = atanh((m + 1/2 + o) / h) - s: these edges are computed once in float64, rounded to float32,
+and j counts the edges <= z.
+
+Cost: log2 L comparisons a dimension. Bits: ceil(log2 prod L) a group of g dimensions. Values live in [-1, 1], not in the input's
+space: ``Projected`` maps back. A popular port has eps of the other sign; both give L values, and differ near the edges by 1e-3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from codeword.errors import CodewordError, Unsupported
+from codeword.parts import arrays
+from codeword.parts.codebook import usage
+from codeword.parts.gradients import straight_through
+from codeword.quantizer import Quantizer
+
+EPS = 1e-3
+
+
+class FSQ(Quantizer):
+    """dim: a multiple of the length of ``grid``; grid: levels L_1 ... L_g of one token's dimensions, 2..256 each, e.g. [8, 5, 5, 5]."""
+
+    learns = False
+
+    def __init__(self, *, dim: int, grid: Sequence[int]) -> None:
+        group = len(grid)
+        if not 1 <= group <= 32 or any(not 2 <= level <= 256 for level in grid) or math.prod(grid) > 1 << 32:
+            raise CodewordError(f"fsq got grid={grid}; one or more levels of 2..256 with a product of at most 2^32 are allowed")
+        if dim < 1 or dim % group:
+            raise CodewordError(f"fsq got dim={dim} for a grid of {group} levels; a multiple of {group} is needed")
+        super().__init__()
+        self.dim, self.grid = dim, list(grid)
+        self.levels = (math.prod(self.grid),) * (dim // group)
+        self.rebuild()
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float) -> Self:
+        """2^bits levels for every dimension; a fraction of a bit spreads 2^(g bits) codes over g dimensions, as evenly as they allow."""
+        for group in range(1, 9):
+            total = bits * group
+            if dim % group == 0 and math.isclose(total, round(total), abs_tol=1e-9) and 1 <= bits <= 8 and total <= 32:
+                return cls(dim=dim, grid=_even_grid(1 << round(total), group))
+        raise Unsupported(f"fsq has no grid of exactly {bits} bits a dimension for dim={dim}; 1..8 in steps of 1/g for a divisor g <= 8 "
+                          "of dim (g bits <= 32) are possible")
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        return self._tokens(self._digits(rows)), None
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        digits, rest = [], indices
+        for level in self.grid:
+            digits.append(rest % level)
+            rest = torch.div(rest, level, rounding_mode="floor")
+        return self._values(torch.stack(digits, dim=2))
+
+    def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
+        digits = self._digits(rows)
+        tokens, values = self._tokens(digits), self._values(digits)
+        z = rows.unflatten(1, (-1, len(self.grid)))
+        smooth = ((self.span * torch.tanh(z + self.shift) - self.offset) / self.steps).flatten(1)
+        error = arrays.masked_mean((values - smooth.detach()).square().sum(-1), keep)
+        return straight_through(smooth, values), tokens, None, rows.new_zeros(()), {"error": error, **usage(tokens, self.levels[0], keep)}
+
+    def rebuild(self) -> None:
+        """The constants of the grid: they move with the module and are not stored."""
+        h, o, s = zip(*map(_form, self.grid), strict=True)
+        longest = max(self.grid)
+        tables = {"span": h, "offset": o, "shift": s, "steps": [level // 2 for level in self.grid],
+                  "edges": [_edges(level) + [math.inf] * (longest - level) for level in self.grid],
+                  "points": [_points(level) + [0.0] * (longest - level) for level in self.grid]}
+        for name, values in tables.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64).to(torch.float32), persistent=False)
+
+    # ------------------------------------------------------------------ helpers
+
+    span: Tensor
+    offset: Tensor
+    shift: Tensor
+    steps: Tensor
+    edges: Tensor
+    points: Tensor
+
+    def _digits(self, rows: Tensor) -> Tensor:
+        """float32 (n, dim) -> int64 (n, tokens, g): per dimension, the number of edges at or below it."""
+        z = rows.detach().unflatten(1, (-1, len(self.grid)))
+        counted = [torch.searchsorted(self.edges[i, :level - 1].contiguous(), z[..., i].contiguous(), right=True)
+                   for i, level in enumerate(self.grid)]
+        return torch.stack(counted, dim=2)
+
+    def _tokens(self, digits: Tensor) -> Tensor:
+        tokens, radix = torch.zeros_like(digits[..., 0]), 1
+        for i, level in enumerate(self.grid):
+            tokens = tokens + digits[..., i] * radix
+            radix *= level
+        return tokens
+
+    def _values(self, digits: Tensor) -> Tensor:
+        return torch.stack([self.points[i][digits[..., i]] for i in range(len(self.grid))], dim=2).flatten(1)
+
+
+def _form(level: int) -> tuple[float, float, float]:
+    """h, o and s of b(z) = h tanh(z + s) - o."""
+    if level == 2:
+        return 1.0, 0.0, 0.0
+    h, o = (level - 1) * (1 - EPS) / 2, 0.5 if level % 2 == 0 else 0.0
+    return h, o, math.atanh(o / h)
+
+
+def _edges(level: int) -> list[float]:
+    """The level - 1 places in z where the rounded b steps up, ascending."""
+    h, o, s = _form(level)
+    return [0.0] if level == 2 else [math.atanh((m + 0.5 + o) / h) - s for m in range(-(level // 2), level - 1 - level // 2)]
+
+
+def _points(level: int) -> list[float]:
+    return [-1.0, 1.0] if level == 2 else [(j - level // 2) / (level // 2) for j in range(level)]
+
+
+def _even_grid(codes: int, group: int) -> list[int]:
+    """``group`` levels, nearly equal and descending, with the largest product up to ``codes`` that raising one at a time reaches."""
+    grid = [max(2, int(codes ** (1 / group) + 1e-9))] * group
+    while True:
+        raised = next((i for i in sorted(range(group), key=lambda i: (grid[i], i))
+                       if math.prod(grid) // grid[i] * (grid[i] + 1) <= codes), None)
+        if raised is None:
+            return sorted(grid, reverse=True)
+        grid[raised] += 1

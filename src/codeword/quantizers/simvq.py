@@ -1,0 +1,132 @@
+"""SimVQ (Zhu, Li, Xu, Li, Wang, Xu, Wang: Addressing Representation Collapse in VQ Models with One Linear Layer, ICCV 2025).
+
+In a codebook trained by gradient only the chosen rows move; the others are left behind by the data and die. SimVQ freezes a random
+codebook C, entries N(0, 1/d), and learns one linear map applied to all of it, so that every codeword moves at every step:
+
+    C^ = C W' + b,   i = argmin_k |x - c^_k|^2,   x^ = c^_i = W c_i + b
+    loss = |sg(x) - c^_i|^2 + beta |x - sg(c^_i)|^2                                      (means over all elements; trains W, b)
+    one SGD step on one token, winner j:   move of c^_k = -(2 eta / (N d)) (<c_k, c_j> + 1) (c^_j - x)
+
+``fit`` runs Adam on this loss over seeded minibatches, in units where the data have mean 0 and mean squared length 1 (that of the
+frozen codewords), and folds the units into W and b: data of any offset and scale train alike. W starts as the paper's linear layer
+does, U(+-1/sqrt(d)); b starts at the data's mean instead of at random, one departure.
+``bake`` drops C and W and leaves an ordinary ``VQ`` with the same codes and values, bit for bit.
+Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits: ceil(log2 K) a vector.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeword import catalog, ops
+from codeword.errors import CodewordError
+from codeword.parts import random
+from codeword.parts.codebook import assign, usage
+from codeword.parts.gradients import straight_through
+from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.moments import moments
+from codeword.parts.training import minimise
+from codeword.parts.upkeep import Upkeep
+from codeword.quantizer import Quantizer
+
+
+class SimVQ(Quantizer):
+    """dim, codebook_size; commitment: beta; steps, batch_size, learning_rate: of ``fit``; seed: of the frozen codebook and all else."""
+
+    takes_metric = True
+
+    def __init__(self, *, dim: int, codebook_size: int, commitment: float = 0.25, steps: int = 500, batch_size: int = 1024,
+                 learning_rate: float = 3e-3, seed: int = 0) -> None:
+        super().__init__()
+        if dim < 1 or not 1 <= codebook_size <= 1 << 24:
+            raise CodewordError(f"simvq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
+        if steps < 0 or batch_size < 1 or not learning_rate > 0 or not commitment >= 0:
+            raise CodewordError(f"simvq got steps={steps}, batch_size={batch_size}, learning_rate={learning_rate} and "
+                                f"commitment={commitment}; steps and commitment >= 0, batch_size >= 1 and a positive rate are allowed")
+        self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
+        self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
+        self.levels = (codebook_size,)
+        self.basis: Tensor
+        self.register_buffer("basis", torch.zeros(codebook_size, dim))
+        self.weight = nn.Parameter(torch.zeros(dim, dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self._baked: _Baked | None = None
+
+    def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
+        mean, variance = moments(rows, weights)
+        length = math.sqrt(math.fsum(variance.tolist()))
+        scaled = (rows - mean.float()) / (length if length > 0 else 1.0)
+        self._start()
+        minimise(lambda batch: self._forward(batch, None)[3], [self.weight, self.bias], scaled, steps=self.steps,
+                 batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
+        with torch.no_grad():
+            self.weight.mul_(length)
+            self.bias.copy_((self.bias.double() * length + mean).float())
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        return assign(rows, self._codebook(), metric).unsqueeze(1), None
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        return self._codebook()[indices[:, 0]]
+
+    def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
+        codebook = self.effective()
+        indices = ops.nearest(rows, codebook).indices
+        # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer.
+        chosen = codebook[indices] if len(rows) >= self.codebook_size else self._image(self.basis[indices])
+        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
+        stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
+                 **usage(indices, self.codebook_size, keep)}
+        return straight_through(rows, chosen), indices.unsqueeze(1), None, pull + self.commitment * commit, stats
+
+    # ------------------------------------------------------------------ beyond the contract
+
+    def effective(self) -> Tensor:
+        """The codebook in use, C W' + b, float32 (codebook_size, dim), differentiable in W and b."""
+        return self._image(self.basis)
+
+    @torch.no_grad()
+    def bake(self) -> Quantizer:
+        """A ``VQ`` whose codebook is ``effective()``: same codes, same values, fewer tensors to ship."""
+        self._require_fitted("bake")
+        vq = catalog.make(f"vq:codebook_size={self.codebook_size},commitment={self.commitment},seed={self.seed}", self.dim).to(self.device)
+        codebook = cast(nn.Parameter, vq.codebook)
+        codebook.copy_(self.effective())
+        cast(Upkeep, vq.upkeep).start(codebook)
+        vq.restore({"fitted": True})
+        return vq
+
+    # ------------------------------------------------------------------ helpers
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """C, W and b of an unseen quantizer, from the seed."""
+        bound = 1 / math.sqrt(self.dim)
+        basis = random.normal(self.seed, self.codebook_size * self.dim, stream="simvq basis") * np.float32(bound)
+        self.basis.copy_(torch.from_numpy(basis).reshape(self.codebook_size, self.dim))
+        start = (random.uniform(self.seed, self.dim * self.dim, stream="simvq weight") * 2 - 1) * bound
+        self.weight.copy_(torch.from_numpy(start).reshape(self.dim, self.dim))
+        self.bias.zero_()
+
+    def _image(self, codewords: Tensor) -> Tensor:
+        return ops.project(codewords, self.weight) + self.bias
+
+    def _codebook(self) -> Tensor:
+        """``effective()`` without gradient, kept until W, b or C hold other values (compared, so that no way of writing them is missed)."""
+        state = (self.weight.detach(), self.bias.detach(), self.basis)
+        known = self._baked
+        if known is None or known.codebook.device != self.device or not all(map(torch.equal, state, known.state)):
+            with torch.no_grad():
+                known = _Baked(tuple(tensor.clone() for tensor in state), self.effective())
+            self._baked = known
+        return known.codebook
+
+
+class _Baked(NamedTuple):
+    state: tuple[Tensor, ...]
+    codebook: Tensor

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from exceptions import EXCEPTIONS
+from subjects import Subject
+
+from codeword import catalog
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "subject" in metafunc.fixturenames:
+        names = [entry.name for entry in catalog.QUANTIZERS]
+        metafunc.parametrize("subject", [Subject(name) for name in names], ids=names)
+
+
+@pytest.fixture(autouse=True)
+def declared_exception(request: pytest.FixtureRequest) -> None:
+    if "subject" in request.fixturenames:
+        reason = EXCEPTIONS.get((request.function.__name__, request.getfixturevalue("subject").name))
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
