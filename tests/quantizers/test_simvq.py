@@ -107,12 +107,14 @@ def test_the_kept_codebook_follows_every_way_of_writing() -> None:
 
 def test_fit_does_not_care_about_offset_and_scale() -> None:
     _, x = small()
-    same = [codeword.SimVQ(dim=6, codebook_size=16, steps=60, seed=1).fit(x * scale + offset) for scale, offset in ((1, 0), (1024, 0), (2**-20, 0))]
-    codes = [quantizer.encode(x * scale).indices for quantizer, scale in zip(same, (1, 1024, 2**-20), strict=True)]
+
+    def fitted(rows: torch.Tensor) -> codeword.SimVQ:
+        return codeword.SimVQ(dim=6, codebook_size=16, steps=60, seed=1).fit(rows)
+
+    codes = [fitted(x * scale).encode(x * scale).indices for scale in (1, 1024, 2**-20)]
     assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
-    error = [float((q.decode(q.encode(y)) - y).square().mean()) for q, y in ((same[0], x), (codeword.SimVQ(
-        dim=6, codebook_size=16, steps=60, seed=1).fit(x + 1000), x + 1000))]
-    assert error[1] == pytest.approx(error[0], rel=0.02)
+    errors = [float((q.decode(q.encode(y)) - y).square().mean()) for q, y in ((fitted(x), x), (fitted(x + 1000), x + 1000))]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
 
 
 def test_fit_is_the_same_on_any_number_of_threads_and_every_time() -> None:
@@ -152,7 +154,8 @@ def test_all_rows_equal_are_met_exactly() -> None:
     assert torch.equal(quantizer.decode(quantizer.encode(x)), x)
 
 
-@pytest.mark.parametrize("options", [{"codebook_size": 0}, {"dim": 0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"commitment": -0.1}])
+@pytest.mark.parametrize("options", [{"codebook_size": 0}, {"dim": 0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0},
+                                     {"commitment": -0.1}])
 def test_bad_options(options: dict) -> None:
     with pytest.raises(CodewordError):
         codeword.SimVQ(**{"dim": 4, "codebook_size": 4, **options})

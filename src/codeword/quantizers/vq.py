@@ -5,8 +5,8 @@
 
 ``fit`` is k-means; it is also the start of training, since a codebook far from the data never catches up. In a network the codebook
 follows the gradient of its loss term or, with ``learning="ema"``, moving averages of what was assigned to each codeword (Razavi et
-al. 2019); either way, with ``revival``, codewords that are hardly ever chosen are moved onto data. Both are moved by ``update`` only, with the rules
-of ``parts/upkeep``; a revived codeword's optimizer moments are the optimizer's, and stay.
+al. 2019); either way, with ``revival``, codewords that are hardly ever chosen are moved onto data. Averages and revival act in
+``update`` only, by the rules of ``parts/upkeep``; the optimizer's moments of a revived codeword are the optimizer's, and stay.
 
 Cost: K d multiply-adds a vector. Bits: ceil(log2 K) a vector.
 """
