@@ -34,6 +34,8 @@ template <> struct Name<int32_t> { static constexpr const char* value = "int32";
 template <> struct Name<uint64_t> { static constexpr const char* value = "uint64"; };
 template <> struct Name<uint32_t> { static constexpr const char* value = "uint32"; };
 template <> struct Name<uint16_t> { static constexpr const char* value = "uint16"; };
+template <> struct Name<int16_t> { static constexpr const char* value = "int16"; };
+template <> struct Name<int8_t> { static constexpr const char* value = "int8"; };
 template <> struct Name<uint8_t> { static constexpr const char* value = "uint8"; };
 
 // Dtype T, the shape given (-1: any size), C-contiguous; the number of bytes must not overflow.

@@ -21,7 +21,8 @@ def shared_folder() -> Path:
 
 
 class Layer(NamedTuple):
-    """One linear layer of tinylm with the second moments of its inputs on two texts, and attention inputs of the same block."""
+    """W_q of a middle block of tinylm, the second moments of its inputs on two texts, and what its attention works on:
+    queries, keys, values (16, 6, 256, 64) after rotary embedding."""
 
     weight: Tensor
     hessian: Hessian
@@ -40,16 +41,20 @@ def layer() -> Layer:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.tensor(tokenizer(text.read_text()[:40_000])["input_ids"][:6144]).reshape(24, 256)
+    tokens = torch.tensor(tokenizer(text.read_text()[:40_000])["input_ids"][:5120]).reshape(20, 256)
+    model.model.layers = model.model.layers[:3]  # what follows the block is not looked at
     attention = model.model.layers[2].self_attn
-    hessian, held_out = Hessian(384), Hessian(384)
+    hessian, held_out, inputs = Hessian(384), Hessian(384), []
+    watch = attention.q_proj.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
         with hessian.watching(attention.q_proj):
-            kept = model(tokens[:16], use_cache=True).past_key_values
+            cache = model.model(tokens[:16], use_cache=True).past_key_values.layers[2]
         with held_out.watching(attention.q_proj):
-            model(tokens[16:], use_cache=False)
-    cache = kept.layers[2]
-    queries = torch.roll(cache.keys[2:3], 1, dims=2)  # keys of other tokens serve as rotary queries of the right law
+            model.model(tokens[16:], use_cache=False)
+        watch.remove()
+        plain = attention.q_proj(inputs[0]).unflatten(-1, (6, 64)).transpose(1, 2)
+        cos, sin = (part.unsqueeze(1) for part in model.model.rotary_emb(inputs[0], torch.arange(256).unsqueeze(0)))
+        queries = plain * cos + torch.cat((-plain[..., 32:], plain[..., :32]), -1) * sin
     return Layer(attention.q_proj.weight.detach().clone(), hessian, held_out, queries, cache.keys.clone(), cache.values.clone())
 
 

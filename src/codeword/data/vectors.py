@@ -110,7 +110,7 @@ class Vectors:
         """A seeded choice of at most ``limit`` rows, in the order of the file."""
         if limit >= len(self):
             return self[:]
-        return self._take(np.sort(random.choice(seed, len(self), limit, stream="sample rows")))
+        return self._take(np.sort(choose_rows(len(self), limit, seed)))
 
     def check_finite(self, block: np.ndarray, start: int) -> np.ndarray:
         """``block``, or ShapeError naming the file and the first row with NaN or infinity (in float32)."""
@@ -146,6 +146,21 @@ class Vectors:
             if low < high:
                 out[order[low:high]] = shard.take(ascending[low:high] - first)
         return out
+
+
+def choose_rows(n: int, k: int, seed: int) -> np.ndarray:
+    """``k`` distinct row numbers of ``n``, in random order; the memory it takes grows with k, not with n, where n is large."""
+    if n <= 1 << 22 or 4 * k >= n:
+        return random.choice(seed, n, k, stream="sample rows")
+    chosen = np.empty(0, np.int64)
+    start = 0
+    while len(chosen) < k:  # draws with replacement, each value kept once, in the order drawn
+        drawn = (random.bits(seed, k, stream="sample rows", start=start) % np.uint64(n)).astype(np.int64)
+        start += k
+        joined = np.concatenate([chosen, drawn])
+        _, first = np.unique(joined, return_index=True)
+        chosen = joined[np.sort(first)]
+    return chosen[:k]
 
 
 def _open_safetensors(path: Path, key: str | None) -> Shard:

@@ -1,0 +1,7 @@
+// The ops of search and grid codes, for bindings.cpp.
+#pragma once
+#include <nanobind/nanobind.h>
+
+namespace codeword {
+void bind_search(nanobind::module_& m);
+}

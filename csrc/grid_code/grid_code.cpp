@@ -1,0 +1,200 @@
+#include "grid_code/grid_code.h"
+
+#include <math.h>
+
+#include "simd.h"
+
+namespace codeword {
+namespace CODEWORD_TARGET {
+namespace {
+
+// A step of the walk: entry i leaves its cell at t.
+struct Step {
+    double t;
+    int32_t i;
+};
+
+struct Row {
+    const int32_t* a;
+    int64_t dim;
+    int cells;
+    float* f;        // a as float32, for the bounds
+    int32_t* u;      // cells at the start of the part that is walked
+    Step *steps, *spare;
+
+    // The breakpoint at which a value leaves cell u, as the definition computes it.
+    static double breakpoint(int32_t value, int32_t u) { return (u + 1) / static_cast<double>(value); }
+
+    // Cells before any breakpoint >= t.
+    int32_t cell_at(int32_t value, double t) const {
+        if (value == 0) return 0;
+        double guess = t * value;
+        int32_t u = !(guess < cells) ? cells - 1 : static_cast<int32_t>(guess);
+        if (u > cells - 1) u = cells - 1;
+        while (u > 0 && !(breakpoint(value, u - 1) < t)) --u;
+        while (u < cells - 1 && breakpoint(value, u) < t) ++u;
+        return u;
+    }
+
+    void sums_at(double t, int64_t& n, int64_t& d) {
+        n = d = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            int64_t odd = 2 * (u[i] = cell_at(a[i], t)) + 1;
+            n += odd * a[i];
+            d += odd * odd;
+        }
+    }
+
+    // Steps with t in [from, to), ascending, equal ones in order of i. A part is so short that an entry takes at most one.
+    int64_t steps_in(double to) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+            if (u[i] >= cells - 1 || a[i] == 0) continue;
+            double t = breakpoint(a[i], u[i]);
+            if (t < to) steps[count++] = Step{t, static_cast<int32_t>(i)};
+        }
+        sort(count);
+        return count;
+    }
+
+    // Stable merge sort: short runs by insertion, then pairs of runs.
+    void sort(int64_t count) {
+        constexpr int64_t RUN = 12;
+        for (int64_t from = 0; from < count; from += RUN) {
+            int64_t to = from + RUN < count ? from + RUN : count;
+            for (int64_t i = from + 1; i < to; ++i) {
+                Step s = steps[i];
+                int64_t j = i;
+                for (; j > from && steps[j - 1].t > s.t; --j) steps[j] = steps[j - 1];
+                steps[j] = s;
+            }
+        }
+        for (int64_t run = RUN; run < count; run *= 2) {
+            for (int64_t from = 0; from < count; from += 2 * run) {
+                int64_t middle = from + run < count ? from + run : count, to = from + 2 * run < count ? from + 2 * run : count;
+                int64_t x = from, y = middle;
+                for (int64_t at = from; at < to; ++at) spare[at] = x < middle && (y >= to || !(steps[y].t < steps[x].t)) ? steps[x++] : steps[y++];
+            }
+            Step* swapped = steps;
+            steps = spare;
+            spare = swapped;
+        }
+    }
+};
+
+double score(int64_t n, int64_t d) { return static_cast<double>(n) * static_cast<double>(n) / static_cast<double>(d); }
+
+// Sum of squared distances of the spans [t1 a, t2 a] to the nearest cell centre: a lower bound of |a - x / t|^2 t2^2 for t in [t1, t2].
+// A span is at most 1/2 long where it starts inside the grid; one that starts beyond its end is as far away as its start.
+float part_bound(const float* f, int64_t dim, float t1, float t2, float top) {
+    f32v sum{};
+    int64_t i = 0;
+    const f32v zero{}, last = splat(top);
+    for (; i + F32 <= dim; i += F32) {
+        f32v v = load<f32v>(f + i), low = v * t1, high = v * t2;
+        f32v c1 = low < last ? low : last, c2 = high < last ? high : last;
+        c1 = __builtin_convertvector(__builtin_convertvector(c1, i32v), f32v) + 0.5f;
+        c2 = __builtin_convertvector(__builtin_convertvector(c2, i32v), f32v) + 0.5f;
+        f32v above = max(low - c1, zero), below = max(c2 - high, zero);
+        f32v crossing = above < below ? above : below;
+        f32v d = c1 == c2 ? max(above, below) : crossing;
+        sum += d * d;
+    }
+    float total = 0;
+    for (int lane = 0; lane < F32; ++lane) total += sum[lane];
+    for (; i < dim; ++i) {
+        float low = f[i] * t1, high = f[i] * t2;
+        float c1 = static_cast<float>(static_cast<int32_t>(low < top ? low : top)) + 0.5f;
+        float c2 = static_cast<float>(static_cast<int32_t>(high < top ? high : top)) + 0.5f;
+        float above = low - c1 > 0 ? low - c1 : 0, below = c2 - high > 0 ? c2 - high : 0;
+        float d = c1 == c2 ? (above > below ? above : below) : (above < below ? above : below);
+        total += d * d;
+    }
+    return total;
+}
+
+// sum max(0, a - edge)^2: what the entries beyond the grid's end miss at least, whatever the others do.
+double beyond(const int32_t* a, int64_t dim, double edge) {
+    double sum = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        double over = a[i] - edge;
+        if (over > 0) sum += over * over;
+    }
+    return sum;
+}
+
+}  // namespace
+
+void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch) {
+    Row row{a, dim, cells, static_cast<float*>(scratch), nullptr, nullptr, nullptr};
+    row.u = static_cast<int32_t*>(scratch) + dim + 16;
+    row.steps = reinterpret_cast<Step*>(static_cast<char*>(scratch) + ((3 * dim + 63) / 4 * 4) * 4);
+    row.spare = row.steps + dim + 8;
+    int32_t largest = 0, smallest = INT32_MAX;
+    double square = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        row.f[i] = static_cast<float>(a[i]);
+        square += static_cast<double>(a[i]) * a[i];
+        if (a[i] > largest) largest = a[i];
+        if (a[i] && a[i] < smallest) smallest = a[i];
+    }
+    for (int64_t i = 0; i < dim; ++i) out[i] = 0;
+    if (largest == 0) return;
+
+    // A first good score: Lloyd steps between code and scale, from the step that suits a Gaussian.
+    int64_t n, d;
+    row.sums_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
+    double best = score(n, d);
+    for (int i = 0; i < 4; ++i) {
+        row.sums_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
+        double next = score(n, d);
+        if (next > best) best = next;
+    }
+    // The best code x is the one nearest to a t at its own scale t = |x|^2 / <x, a>, so it is met in a part of the walk where
+    // |a - x / t|^2 can be as small as its residual |a|^2 - score. The other parts are skipped; the slack covers rounding in the bounds.
+    const double limit = (square - best) * 1.001 + square * 1e-9;
+    const float top = static_cast<float>(cells - 1);
+    double found = -1;
+    bool open = false;  // u, n, d stand at the end of the part before this one
+    double from = 0, to;
+    for (; from * smallest <= cells; from = to) {
+        // No entry that still moves crosses more than half a cell: first 1/2 of the largest, then, as those saturate, geometric parts.
+        const bool saturating = from * largest >= cells;
+        to = from + (saturating ? from / (2 * cells) : 0.5 / largest);
+        if (saturating && beyond(a, dim, (cells - 0.5) / from) > limit) return;
+        const float t1 = static_cast<float>(from), t2 = static_cast<float>(to);
+        if (static_cast<double>(part_bound(row.f, dim, t1, t2, top)) > limit * to * to) {
+            open = false;
+            continue;
+        }
+        if (!open) row.sums_at(from, n, d);
+        const int64_t count = row.steps_in(to);
+        double here = score(n, d);
+        int64_t steps = 0;
+        bool better = here > found;
+        if (better) found = here;
+        for (int64_t s = 0; s < count; ++s) {
+            const int32_t i = row.steps[s].i;
+            n += 2 * static_cast<int64_t>(a[i]);
+            d += 8 * (static_cast<int64_t>(row.u[i]) + 1);
+            here = score(n, d);
+            if (here > found) {
+                found = here;
+                steps = s + 1;
+                better = true;
+            }
+        }
+        if (better) {
+            for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+            for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
+        }
+        for (int64_t s = 0; s < count; ++s) ++row.u[row.steps[s].i];
+        open = true;
+    }
+    row.sums_at(INFINITY, n, d);  // the last code is nearest only to points beyond the walk
+    if (score(n, d) > found)
+        for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+}
+
+}  // namespace CODEWORD_TARGET
+}  // namespace codeword

@@ -1,0 +1,16 @@
+// The midpoint-grid point closest in direction to given magnitudes; see README.md.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "target.h"
+
+namespace codeword {
+
+// Scratch of one row: three int32 and two (double, int32) a dimension.
+inline constexpr size_t grid_code_scratch(size_t dim) { return (3 * dim + 64) * 4 + 2 * (dim + 16) * 16; }
+
+}  // namespace codeword
+
+// One row a (dim), 0..2^30, into out (dim), cells 0..K-1, K = cells in 2..256; scratch: grid_code_scratch(dim) bytes, aligned to 16.
+CODEWORD_EACH_TARGET(void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch);)

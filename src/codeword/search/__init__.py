@@ -1,0 +1,1 @@
+"""Search: an index over codes, its lists and segments, exact truth, tuning."""

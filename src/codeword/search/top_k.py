@@ -1,0 +1,87 @@
+"""One search over several segments: probe lists, scan each segment, merge, re-rank.
+
+Hits are ordered by (distance, id). Inside a list equal distances go to the lower id because rows lie in id order there; between
+segments the merge compares ids. So the answer depends on neither threads nor the batch a query came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeword.search.filters import Filter
+from codeword.search.lists import Probes
+from codeword.search.scores import scanned_metric
+from codeword.search.segments import Schema, View
+
+QUERIES = 1024
+"""Queries prepared at once."""
+
+
+def top_k(schema: Schema, views: Sequence[View], queries: Tensor, k: int, nprobe: int, rerank: int, keep: Filter,
+          num_threads: int) -> tuple[Tensor, Tensor]:
+    """Distances float32 (q, k) ascending and ids int64 (q, k) of prepared ``queries``; missing hits are +inf and -1."""
+    allowed = [_allowed(view, keep) for view in views]
+    blocks = [_block(schema, views, allowed, part, k, nprobe, rerank, num_threads) for part in queries.split(QUERIES)]
+    if not blocks:
+        return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
+    distances, ids = torch.cat([d for d, _ in blocks]), torch.cat([i for _, i in blocks])
+    short = k - distances.shape[1]
+    return (distances, ids) if not short else (torch.nn.functional.pad(distances, (0, short), value=torch.inf),
+                                               torch.nn.functional.pad(ids, (0, short), value=-1))
+
+
+def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | None], queries: Tensor, k: int, nprobe: int, rerank: int,
+           num_threads: int) -> tuple[Tensor, Tensor]:
+    """At most k columns; fewer where there are fewer rows."""
+    metric = scanned_metric(schema.metric)
+    wanted = k * max(1, rerank)
+    prepared = schema.scanner.prepare(queries, metric)
+    probes = schema.lists.probe(queries, nprobe, metric)
+    found = [_segment(schema, view, mask, prepared, probes, min(wanted, view.live), num_threads)
+             for view, mask in zip(views, allowed, strict=True) if view.live]
+    if not found:
+        return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    distances = torch.cat([d for d, _, _ in found], dim=1)
+    slots = torch.cat([s for _, s, _ in found], dim=1)
+    ids = torch.cat([i for _, _, i in found], dim=1)
+    which = torch.cat([torch.full(s.shape, n) for n, (_, s, _) in enumerate(found)], dim=1)
+    if schema.metric == "cosine":
+        distances = 0.5 * distances
+    if len(found) > 1 or _ties(distances):
+        distances, ids, slots, which = _ordered(wanted, distances, ids, slots, which)
+    if rerank:
+        which = torch.where(slots < 0, -1, which)
+        refined = schema.refine([view.segment for view in views if view.live], which, slots, queries)
+        distances, ids = _ordered(k, refined, ids)
+    return distances[:, :k], ids[:, :k]
+
+
+def _segment(schema: Schema, view: View, allowed: Tensor | None, prepared: object, probes: Probes, k: int,
+             num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(distances, slots, ids), each (q, k), of one segment."""
+    starts, counts = view.segment.tensors["starts"][probes.lists], view.segment.tensors["counts"][probes.lists]
+    spans = torch.stack((starts, starts + counts), dim=2)
+    distances, slots = schema.scanner.search_spans(view.segment.packed, prepared, spans, probes.coarse, k, allowed, num_threads)
+    return distances, slots, torch.where(slots < 0, -1, view.segment.ids[slots.clamp(min=0)])
+
+
+def _allowed(view: View, keep: Filter) -> Tensor | None:
+    if not keep:
+        return None if view.deleted is None else ~view.deleted
+    mask = keep.mask(view.segment.ids)
+    return mask if view.deleted is None else mask & ~view.deleted
+
+
+def _ties(distances: Tensor) -> bool:
+    return bool((distances[:, 1:] == distances[:, :-1]).any())
+
+
+def _ordered(k: int, distances: Tensor, ids: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The first k columns of each row by (distance, id), missing ones last; ``others`` follow."""
+    last = np.where(ids.numpy() < 0, np.iinfo(np.int64).max, ids.numpy())
+    order = torch.from_numpy(np.lexsort((last, distances.numpy()), axis=-1)[:, :k].copy())
+    return tuple(t.gather(1, order) for t in (distances, ids, *others))
