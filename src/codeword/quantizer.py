@@ -106,8 +106,13 @@ class Quantizer(nn.Module):
         if row_weights is not None:
             row_weights = row_weights[torch.from_numpy(chosen).to(row_weights.device)].to(self.device)
         self.report = Report() if keep is None else Report(fit_rows=len(rows))
-        with torch.autocast(self.device.type, enabled=False):
-            self._fit(rows, row_weights)
+        self.fitted = not self.learns
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                self._fit(rows, row_weights)
+        except torch.linalg.LinAlgError as error:
+            raise ShapeError(f"{self.name}.fit could not factor the data's moments ({error}); the values are too large or too unequal") from error
+        self._require_finite_state()
         self.fitted = True
         return self
 
@@ -327,6 +332,11 @@ class Quantizer(nn.Module):
         if bool(partial.any()):
             raise Unsupported(f"{self.name} cannot decode some of its positions only; lengths must be 0 or {len(self.levels)}")
         return values * (lengths > 0).unsqueeze(-1)
+
+    def _require_finite_state(self) -> None:
+        for key, value in self.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ShapeError(f"{self.name}.fit got values so large that its {key!r} leaves float32; scale them down")
 
     def _require_fitted(self, what: str) -> None:
         if not self.fitted:
