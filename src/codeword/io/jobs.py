@@ -43,7 +43,7 @@ WHOLE_DIGEST_BYTES = 1 << 26
 
 
 class Run(NamedTuple):
-    """What ``Job.run`` did: units finished before, now, and in all; ``interrupted`` where a signal ended it early."""
+    """What ``Job.run`` did: units finished before, now, and in all; ``interrupted`` where a signal asked it to end, if only in the last unit."""
 
     before: int
     now: int
@@ -101,7 +101,7 @@ class Job:
                 self.log(f"finished {unit}")
         if progress:
             progress(len(units), len(units), "")
-        return Run(len(done), now, len(units), False)
+        return Run(len(done), now, len(units), bool(stop))
 
     def result(self, unit: str, phase: str = "units", *, mmap: bool = False) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Tensors and record of a finished unit. Raises FormatError where it is not done."""
