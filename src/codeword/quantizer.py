@@ -29,8 +29,20 @@ from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, U
 from codeword.parts import arguments, arrays
 
 __all__ = [
-    "CodewordError", "Codes", "FormatError", "MatMul", "NotFitted", "Packed", "Progressive", "Quantized", "Quantizer",
-    "Query", "Report", "Scannable", "ShapeError", "Unsupported",
+    "Codes",
+    "CodewordError",
+    "FormatError",
+    "MatMul",
+    "NotFitted",
+    "Packed",
+    "Progressive",
+    "Quantized",
+    "Quantizer",
+    "Query",
+    "Report",
+    "Scannable",
+    "ShapeError",
+    "Unsupported",
 ]
 
 Array = Tensor | np.ndarray
@@ -434,6 +446,10 @@ class Scannable(Protocol):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         """Inverse of ``take`` for a multiple of BLOCK rows, each block of one list."""
+        ...
+
+    def check(self, packed: Packed) -> None:
+        """ShapeError where values are impossible, e.g. in a stranger's file; whatever passes may be scanned."""
         ...
 
     def prepare(self, queries: Tensor, metric: str) -> Query:
