@@ -10,3 +10,30 @@ native: build/native/build.ninja
 build/native/build.ninja: CMakeLists.txt Makefile
 	@$(PYTHON) -m cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DCODEWORD_INPLACE=ON \
 	    -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" -Dnanobind_DIR="$$($(PYTHON) -m nanobind --cmake_dir)"
+
+# ---------------------------------------------------------------- a fresh machine: Python >= 3.11 and a C++20 compiler, nothing else
+
+PYTHON3 ?= python3
+SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.npy' -o -name '*.txt' \))
+# PIP_CONSTRAINT reaches the isolated build as well, -c would not.
+INSTALL = PIP_CONSTRAINT=constraints.txt .venv/bin/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test
+
+# Compare quantizers on real vectors, build an index, search it. Under a minute once installed.
+demo: .venv/installed
+	@.venv/bin/codeword demo --out demo
+
+.venv/installed: constraints.txt pyproject.toml CMakeLists.txt $(SOURCES)
+	@echo "Installing codeword into .venv (once; the larger part is torch)"
+	@test -x .venv/bin/python || $(PYTHON3) -m venv .venv
+	@$(INSTALL) '.[report]'
+	@touch $@
+
+# The whole suite from a fresh environment.
+test:
+	@rm -rf .venv
+	@$(PYTHON3) -m venv .venv
+	@$(INSTALL) '.[dev]'
+	@touch .venv/installed
+	@.venv/bin/python -m pytest -n 2

@@ -18,8 +18,24 @@ PROGRESS_AFTER = 2.0
 """Seconds of work before a progress bar appears."""
 
 
-def emit(summary: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+_captured: list[dict[str, Any]] | None = None
+
+
+@contextlib.contextmanager
+def capture() -> Iterator[list[dict[str, Any]]]:
+    """The machine summaries of all commands that run inside the block, whatever they print."""
+    global _captured
+    before, _captured = _captured, []
+    try:
+        yield _captured
+    finally:
+        _captured = before
+
+
+def emit(summary: Mapping[str, Any], as_json: bool, show: Callable[[], object]) -> None:
     """The machine's summary or the people's text."""
+    if _captured is not None:
+        _captured.append(_plain(summary))
     if as_json:
         print(json.dumps(_plain(summary), allow_nan=False))
     else:

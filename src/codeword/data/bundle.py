@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from codeword.data.sentences import read_sentences
 from codeword.data.vectors import Vectors, open_vectors
 
@@ -18,6 +20,11 @@ class Bundled(NamedTuple):
     queries: Vectors
     base_sentences: list[str]
     query_sentences: list[str]
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """All rows in one array: base, then queries."""
+        return np.concatenate([self.base[:], self.queries[:]])
 
 
 def bundled() -> Bundled:

@@ -4,6 +4,7 @@ rows are mapped. Members of an .npz that were saved without compression are mapp
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from codeword.data.shards import ArrayShard, check_extent, check_matrix, file_size, map_matrix
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError, FormatError, ShapeError
 
 UNPACK_LIMIT = 4 << 30
 """Bytes of a compressed .npz member that are unpacked into memory."""
@@ -33,6 +34,20 @@ def open_npy(path: Path, key: str | None = None) -> ArrayShard:
     check_matrix(path, shape, dtype)
     check_extent(path, "rows", shape[0] * shape[1] * dtype.itemsize, size - start)
     return ArrayShard(path, map_matrix(path, start, (shape[0], shape[1]), dtype, fortran))
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An array of any shape, mapped, e.g. ids; its bytes checked like those of ``open_npy``."""
+    size = file_size(path)
+    with path.open("rb") as file:
+        shape, fortran, dtype = _header(file, path)
+        start = file.tell()
+    check_matrix(path, (1, 1), dtype)
+    if any(n < 0 for n in shape):
+        raise ShapeError(f"{path} holds an array of shape {shape}")
+    check_extent(path, "values", math.prod(shape) * dtype.itemsize, size - start)
+    flat = map_matrix(path, start, (math.prod(shape), 1), dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def open_npz(path: Path, key: str | None = None) -> ArrayShard:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,28 +126,32 @@ def reference(data: Split) -> Reference:
     return Reference(mean, axes, spectrum, products, distances, nearest + slack)
 
 
-def run(tasks: Sequence[Task], data: Split, ref: Reference, *, done: dict[str, dict[str, Any]], budget: float | None = None,
-        keep: Callable[[str, dict[str, Any]], None] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of ``tasks`` in order. ``done`` holds rows of an earlier run by key and is not measured again; each new row goes to ``keep``
-    at once. After ``budget`` seconds, or where the same quantizer's last rate shows that it would not fit, rows are left out."""
-    started = time.monotonic()
-    last: dict[str, tuple[float, float]] = {}
-    for task in tasks:
-        if task.key in done:
-            yield done[task.key]
-            continue
-        spent = time.monotonic() - started
-        rate, seconds = last.get(task.label, (task.bits, 0.0))
-        if budget is not None and spent + seconds * task.bits / rate > budget:
-            # Not kept: a later --resume with more time measures it.
-            yield _left_out(task, f"budget of {budget:g} s spent" if spent > budget else f"would exceed the budget of {budget:g} s")
-            continue
+class Budget:
+    """Seconds for a whole comparison. A task is refused once they are spent, or where the same quantizer's last rate, scaled to the
+    new one, shows that it would not fit."""
+
+    def __init__(self, seconds: float | None):
+        self.seconds, self.started = seconds, time.monotonic()
+        self._last: dict[str, tuple[float, float]] = {}
+
+    def refuses(self, task: Task) -> dict[str, Any] | None:
+        """The row that says so, or None where there is time for ``task``."""
+        if self.seconds is None:
+            return None
+        spent = time.monotonic() - self.started
+        rate, needed = self._last.get(task.label, (task.bits, 0.0))
+        if spent >= self.seconds:
+            return _left_out(task, f"the budget of {self.seconds:g} s was spent before it")
+        if spent + needed * task.bits / rate > self.seconds:
+            return _left_out(task, f"it would exceed the budget of {self.seconds:g} s (about {needed * task.bits / rate:.0f} s needed)")
+        return None
+
+    def measure(self, task: Task, data: Split, ref: Reference) -> dict[str, Any]:
+        """``measure``, its time noted."""
         begun = time.monotonic()
         row = measure(task, data, ref)
-        last[task.label] = (task.bits, time.monotonic() - begun)
-        if keep is not None:
-            keep(task.key, row)
-        yield row
+        self._last[task.label] = (task.bits, time.monotonic() - begun)
+        return row
 
 
 def measure(task: Task, data: Split, ref: Reference) -> dict[str, Any]:
