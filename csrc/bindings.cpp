@@ -1,37 +1,288 @@
 // The module codeword._native: checks the arrays, cuts the work into chunks, releases the GIL, runs the kernel that suits this processor.
 //
 // Outputs are written into arrays the caller made. Chunks have a fixed number of rows, so results do not depend on the number of threads.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <new>
+#include <vector>
 
 #include "arrays.h"
 #include "bindings_search.h"
 #include "hadamard/hadamard.h"
 #include "isa.h"
+#include "nearest/nearest.h"
+#include "pack/pack.h"
 #include "pool.h"
+#include "project/project.h"
+#include "rotate/rotate.h"
+#include "segment_sum/segment_sum.h"
 
 namespace codeword {
 namespace {
 
 int64_t chunks_of(int64_t items, int64_t size) { return (items + size - 1) / size; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Rows a chunk: enough that taking it costs nothing beside the work, a multiple of 8.
 int64_t rows_for(int64_t work_per_row) {
-    int64_t rows = (int64_t{1} << 16) / (work_per_row < 1 ? 1 : work_per_row);
-    return rows < 8 ? 8 : rows & ~int64_t{7};
+    int64_t rows = (int64_t{1} << 16) / std::max<int64_t>(work_per_row, 1);
+    return std::max<int64_t>(8, rows & ~int64_t{7});
 }
 
-void hadamard(In x, Out out_, int64_t num_threads) {
-    int64_t n = size("x", x, 0), width = size("x", x, 1);
+// body(start, stop, slot) over 0..items-1 in chunks of size.
+template <class Body>
+void ranges(int64_t items, int64_t size, int num_threads, Body&& body) {
+    parallel(chunks_of(items, size), num_threads,
+             [&](int64_t chunk, int slot) { body(chunk * size, std::min(items, (chunk + 1) * size), slot); });
+}
+
+// Memory for kernels: a cache line's alignment, uninitialised. bad_alloc becomes Python's MemoryError.
+template <class T>
+class Buffer {
+public:
+    explicit Buffer(int64_t count) : data_(static_cast<T*>(::operator new(std::max<size_t>(64, count * sizeof(T)), std::align_val_t{64}))) {}
+    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    T* data() const { return data_; }
+    T& operator[](int64_t i) const { return data_[i]; }
+
+private:
+    T* data_;
+};
+
+// ------------------------------------------------------------------ nearest
+
+// A point in the middle of the codewords that no single outlier moves: entry by entry the median of the means of three samples.
+void middle(const float* codebook, int64_t k, int64_t d, float* center) {
+    constexpr int64_t SAMPLE = 1024;
+    int64_t step = std::max<int64_t>(1, k / (3 * SAMPLE));
+    std::vector<double> sums(3 * d);
+    double counts[3] = {};
+    for (int64_t code = 0, i = 0; code < k; code += step, ++i) {
+        double* sum = sums.data() + i % 3 * d;
+        for (int64_t j = 0; j < d; ++j) sum[j] += codebook[code * d + j];
+        ++counts[i % 3];
+    }
+    for (int64_t j = 0; j < d; ++j) {
+        double a = sums[j] / counts[0], b = k > 1 ? sums[d + j] / counts[1] : a, c = k > 2 ? sums[2 * d + j] / counts[2] : a;
+        center[j] = static_cast<float>(std::max(std::min(a, b), std::min(std::max(a, b), c)));
+    }
+}
+
+bool has_nan(const float* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (values[i] != values[i]) return true;
+    return false;
+}
+
+void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
+    const float* x = in<float>("x", x_, {n, d});
+    const float* codebook = in<float>("codebook", codebook_, {k, d});
+    int64_t* indices = out<int64_t>("indices", indices_, {n});
+    float* distances = out<float>("distances", distances_, {n});
+    int count = threads(num_threads);
+    if (k < 1) refuse("codebook is empty; at least one codeword is needed");
+    int64_t width = CODEWORD_PICK(nearest_panel)();
+    auto prepare = CODEWORD_PICK(nearest_prepare);
+    auto scratch_bytes = CODEWORD_PICK(nearest_scratch);
+    auto kernel = CODEWORD_PICK(nearest_rows);
+    nb::gil_scoped_release release;
+
+    NearestBook book{};
+    book.codebook = codebook;
+    book.k = k;
+    book.d = d;
+    // Preparing the panels costs about as much as four exactly scored rows.
+    book.screen = n > 4 && k > 1;
+    int64_t tail = std::min(k, 8 / std::max<int64_t>(d, 1) + 1);
+    Buffer<float> tail_values(tail * d + 8);
+    std::copy(codebook + (k - tail) * d, codebook + k * d, tail_values.data());
+    std::fill_n(tail_values.data() + tail * d, 8, 0.0f);
+    book.tail_start = k - tail;
+    book.tail = tail_values.data();
+
+    book.panel_count = book.screen ? chunks_of(k, width) : 0;
+    book.panels_per_group = std::max<int64_t>(1, chunks_of(book.panel_count, 64));
+    book.group_count = chunks_of(book.panel_count, book.panels_per_group);
+    Buffer<float> center(d), panels(book.panel_count * width * (d + 1)), norms(book.panel_count), groups(book.group_count + 16);
+    book.center = center.data();
+    book.panels = panels.data();
+    book.norms = norms.data();
+    book.groups = groups.data();
+    if (book.screen) {
+        middle(codebook, k, d, center.data());
+        ranges(book.panel_count, 16, count, [&](int64_t start, int64_t stop, int) {
+            prepare(codebook, center.data(), panels.data(), norms.data(), k, d, start, stop);
+        });
+        std::fill_n(groups.data(), book.group_count + 16, 0.0f);
+        for (int64_t p = 0; p < book.panel_count; ++p) {
+            float& group = groups[p / book.panels_per_group];
+            group = std::max(group, norms[p]);
+        }
+    }
+    // A codebook with NaN has no nearest codeword: all rows get index 0 and distance NaN.
+    bool suspicious = !book.screen || std::any_of(norms.data(), norms.data() + book.panel_count, [](float v) { return !(v < INFINITY); });
+    if (suspicious && has_nan(codebook, k * d)) {
+        std::fill_n(indices, n, 0);
+        std::fill_n(distances, n, NAN);
+        return;
+    }
+    int64_t bytes = (scratch_bytes(book) + 63) & ~int64_t{63};
+    int64_t rows = book.screen ? std::max<int64_t>(192, rows_for(k * d / 8)) : 1;
+    count = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(1, chunks_of(n, rows))));
+    Buffer<char> scratch(bytes * count);
+    ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) {
+        kernel(book, x, indices, distances, scratch.data() + slot * bytes, start, stop);
+    });
+}
+
+// ------------------------------------------------------------------ project
+
+void project(In x_, In matrix_, Out out_, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), m = size("matrix", matrix_, 0), d = size("matrix", matrix_, 1);
+    const float* x = in<float>("x", x_, {n, d});
+    const float* matrix = in<float>("matrix", matrix_, {m, d});
+    float* to = out<float>("out", out_, {n, m});
+    int count = threads(num_threads);
+    int64_t width = CODEWORD_PICK(project_panel)();
+    auto one = CODEWORD_PICK(project_one);
+    auto prepare = CODEWORD_PICK(project_prepare);
+    auto scratch_size = CODEWORD_PICK(project_scratch);
+    auto kernel = CODEWORD_PICK(project_rows);
+    nb::gil_scoped_release release;
+
+    if (n <= 3) {
+        for (int64_t row = 0; row < n; ++row)
+            ranges(m, rows_for(d), count, [&](int64_t start, int64_t stop, int) { one(x + row * d, matrix, to + row * m, d, start, stop); });
+        return;
+    }
+    int64_t panel_count = chunks_of(m, width), rows = std::max<int64_t>(48, rows_for(m * d / 4));
+    count = static_cast<int>(std::min<int64_t>(count, std::max(chunks_of(n, rows), chunks_of(panel_count, 16))));
+    Buffer<double> panels(panel_count * width * d);
+    int64_t entries = (scratch_size(d) + 7) & ~int64_t{7};
+    Buffer<double> scratch(entries * std::max(1, count));
+    ranges(panel_count, 16, count, [&](int64_t start, int64_t stop, int) { prepare(matrix, panels.data(), m, d, start, stop); });
+    ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) {
+        kernel(x, panels.data(), to, m, d, scratch.data() + slot * entries, start, stop);
+    });
+}
+
+// ------------------------------------------------------------------ hadamard, rotate
+
+float orthonormal(int64_t width) { return static_cast<float>(1 / std::sqrt(static_cast<double>(width))); }
+
+void hadamard(In x_, Out out_, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), width = size("x", x_, 1);
     if (width < 1 || (width & (width - 1))) refuse("hadamard got width " + std::to_string(width) + "; a power of two is needed");
-    const float* from = in<float>("x", x, {n, width});
+    const float* x = in<float>("x", x_, {n, width});
     float* to = out<float>("out", out_, {n, width});
     int count = threads(num_threads);
     auto kernel = CODEWORD_PICK(hadamard);
-    float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(width)));
-    int64_t rows = rows_for(8 * width);
     nb::gil_scoped_release release;
-    parallel(chunks_of(n, rows), count, [&](int64_t chunk, int) { kernel(from, to, width, scale, chunk * rows, least(n, (chunk + 1) * rows)); });
+    ranges(n, rows_for(8 * width), count,
+           [&](int64_t start, int64_t stop, int) { kernel(x, to, width, orthonormal(width), start, stop); });
+}
+
+void rotate(In x_, In signs_, Out out_, bool inverse, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), width = size("x", x_, 1);
+    if (width < 1) refuse("rotate got width 0; at least 1 is needed");
+    const float* x = in<float>("x", x_, {n, width});
+    const float* signs = in<float>("signs", signs_, {4, width});
+    float* to = out<float>("out", out_, {n, width});
+    int count = threads(num_threads);
+    auto kernel = CODEWORD_PICK(rotate);
+    nb::gil_scoped_release release;
+    int64_t largest = 1;
+    while (largest <= width / 2) largest *= 2;
+    ranges(n, rows_for(32 * width), count, [&](int64_t start, int64_t stop, int) {
+        kernel(x, signs, to, width, largest, orthonormal(largest), inverse, start, stop);
+    });
+}
+
+// ------------------------------------------------------------------ pack, unpack
+
+// Bits of a row; every width must be 0..63.
+int64_t row_bits(const int64_t* widths, int64_t positions) {
+    int64_t sum = 0;
+    for (int64_t p = 0; p < positions; ++p) {
+        if (widths[p] < 0 || widths[p] > 63) refuse("widths has " + std::to_string(widths[p]) + "; 0..63 are allowed");
+        sum += widths[p];
+    }
+    return sum;
+}
+
+template <class Pointer, class Array>
+Pointer index_data(const Array& array, int64_t rows, int64_t positions, int& kind) {
+    if (array.dtype() == nb::dtype<uint8_t>()) check<uint8_t>("indices", array, {rows, positions}), kind = 1;
+    else if (array.dtype() == nb::dtype<uint16_t>()) check<uint16_t>("indices", array, {rows, positions}), kind = 2;
+    else if (array.dtype() == nb::dtype<int32_t>()) check<int32_t>("indices", array, {rows, positions}), kind = 4;
+    else if (array.dtype() == nb::dtype<int64_t>()) check<int64_t>("indices", array, {rows, positions}), kind = 8;
+    else refuse("indices has another dtype than the uint8, uint16, int32 or int64 needed");
+    return static_cast<Pointer>(array.data());
+}
+
+// The bytes of rows of row bits, whose product is known not to overflow afterwards.
+int64_t stream_bytes(int64_t rows, int64_t bits) {
+    int64_t total = product(rows, bits);
+    return total / 8 + (total % 8 != 0);
+}
+
+int64_t pack_rows_a_chunk(int64_t positions) { return std::max<int64_t>(64, rows_for(positions)); }
+
+bool pack(In indices_, In widths_, Out bytes_, int64_t num_threads) {
+    int64_t rows = size("indices", indices_, 0), positions = size("indices", indices_, 1);
+    int kind = 0;
+    const void* indices = index_data<const void*>(indices_, rows, positions, kind);
+    const int64_t* widths = in<int64_t>("widths", widths_, {positions});
+    int64_t bits = row_bits(widths, positions);
+    uint8_t* bytes = out<uint8_t>("bytes", bytes_, {stream_bytes(rows, bits)});
+    int count = threads(num_threads);
+    auto kernel = CODEWORD_PICK(pack);
+    nb::gil_scoped_release release;
+    std::atomic<bool> fit{true};
+    ranges(rows, pack_rows_a_chunk(positions), count, [&](int64_t start, int64_t stop, int) {
+        if (!kernel(indices, kind, widths, positions, bits, bytes, start, stop)) fit = false;
+    });
+    return fit;
+}
+
+void unpack(In bytes_, In widths_, Out indices_, int64_t num_threads) {
+    int64_t rows = size("indices", indices_, 0), positions = size("indices", indices_, 1);
+    int kind = 0;
+    void* indices = index_data<void*>(indices_, rows, positions, kind);
+    const int64_t* widths = in<int64_t>("widths", widths_, {positions});
+    int64_t bits = row_bits(widths, positions), total = stream_bytes(rows, bits);
+    for (int64_t p = 0; p < positions; ++p)
+        if (kind < 8 && widths[p] > (kind == 4 ? 31 : 8 * kind)) refuse("widths has " + std::to_string(widths[p]) + ", more than indices hold");
+    const uint8_t* bytes = in<uint8_t>("bytes", bytes_, {total});
+    int count = threads(num_threads);
+    auto kernel = CODEWORD_PICK(unpack);
+    nb::gil_scoped_release release;
+    ranges(rows, pack_rows_a_chunk(positions), count, [&](int64_t start, int64_t stop, int) {
+        kernel(bytes, total, widths, positions, bits, indices, kind, start, stop);
+    });
+}
+
+// ------------------------------------------------------------------ segment_sum
+
+void segment_sum(In x_, In labels_, std::optional<In> weights_, Out sums_, Out counts_, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), d = size("x", x_, 1), segments = size("sums", sums_, 0);
+    const float* x = in<float>("x", x_, {n, d});
+    const int64_t* labels = in<int64_t>("labels", labels_, {n});
+    const float* weights = weights_ ? in<float>("weights", *weights_, {n}) : nullptr;
+    double* sums = out<double>("sums", sums_, {segments, d});
+    double* counts = out<double>("counts", counts_, {segments});
+    int count = threads(num_threads);
+    if (!CODEWORD_PICK(labels_fit)(labels, n, segments)) refuse("labels has values outside of 0.." + std::to_string(segments - 1));
+    auto sum = CODEWORD_PICK(segment_sum);
+    auto total = CODEWORD_PICK(segment_count);
+    nb::gil_scoped_release release;
+    // Columns are independent: each is added in row order by whoever has it.
+    int64_t columns = std::max<int64_t>(16, chunks_of(chunks_of(d, count), 8) * 8);
+    ranges(d, columns, count, [&](int64_t start, int64_t stop, int) { sum(x, labels, weights, sums, n, d, start, stop); });
+    total(labels, weights, counts, n);
 }
 
 }  // namespace
@@ -40,7 +291,7 @@ void hadamard(In x, Out out_, int64_t num_threads) {
 NB_MODULE(_native, m) {
     using namespace codeword;
     m.doc() = "Compiled kernels of codeword; call them through codeword.ops.";
-    m.def("isa", [] { return isa_name(isa()); });
+    m.def("isa", [] { return isa_name(isa()); }, "The instruction set in use.");
     m.def("set_isa", &set_isa, nb::arg("name"), "Force an instruction set for tests and benchmarks; '' for the best.");
     m.def("compiled_isas", [] { nb::list names; for (auto& name : compiled_isas()) names.append(name); return names; });
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });
@@ -48,4 +299,12 @@ NB_MODULE(_native, m) {
 
     bind_search(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
+    m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
+    m.def("pack", &pack, nb::arg("indices"), nb::arg("widths"), nb::arg("bytes"), nb::arg("num_threads"),
+          "Into zeroed bytes; False where an index does not fit its width.");
+    m.def("project", &project, nb::arg("x"), nb::arg("matrix"), nb::arg("out"), nb::arg("num_threads"));
+    m.def("rotate", &rotate, nb::arg("x"), nb::arg("signs"), nb::arg("out"), nb::arg("inverse"), nb::arg("num_threads"));
+    m.def("segment_sum", &segment_sum, nb::arg("x"), nb::arg("labels"), nb::arg("weights").none(), nb::arg("sums"), nb::arg("counts"),
+          nb::arg("num_threads"), "Adds to sums and counts.");
+    m.def("unpack", &unpack, nb::arg("bytes"), nb::arg("widths"), nb::arg("indices"), nb::arg("num_threads"));
 }

@@ -104,6 +104,22 @@ CODEWORD_INLINE f32v max(f32v a, f32v b) {
 #endif
 }
 
+// Bit i is set where lane i of a comparison holds.
+CODEWORD_INLINE uint32_t any_of(i32v mask) {
+#if defined(__AVX512F__)
+    return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__) && CODEWORD_VECTOR_BYTES == 32
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__) && CODEWORD_VECTOR_BYTES == 16
+    return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+    uint32_t bits = 0;
+    CODEWORD_UNROLL
+    for (int i = 0; i < F32; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
+    return bits;
+#endif
+}
+
 // Lane i takes lane i ^ S.
 template <int S>
 CODEWORD_INLINE f32v swap(f32v v) {
@@ -115,6 +131,15 @@ CODEWORD_INLINE f32v swap(f32v v) {
 #else
     return __builtin_shufflevector(v, v, 0 ^ S, 1 ^ S, 2 ^ S, 3 ^ S);
 #endif
+}
+
+// The largest lane.
+CODEWORD_INLINE float highest(f32v v) {
+    if constexpr (F32 > 8) v = max(v, swap<8 % F32>(v));
+    if constexpr (F32 > 4) v = max(v, swap<4 % F32>(v));
+    v = max(v, swap<2>(v));
+    v = max(v, swap<1>(v));
+    return v[0];
 }
 
 }  // namespace

@@ -375,6 +375,15 @@ class Quantizer(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
 
+def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:
+    """The quantizers directly inside ``module``, lists of them included, not those inside them."""
+    for child in module.children():
+        if isinstance(child, Quantizer):
+            yield child
+        else:
+            yield from _inner_quantizers(child)
+
+
 # ---------------------------------------------------------------------- capabilities
 
 
@@ -402,7 +411,19 @@ class Scannable(Protocol):
     so one prepared query serves every list. The caller supplies ``coarse`` per (query, list); flat search has c = 0."""
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
-        """Rows in scan layout; their number is padded to a multiple of BLOCK. ``given`` (rows, dim)."""
+        """Rows in scan layout; their number is padded to a multiple of BLOCK. ``given`` (rows, dim), one point a block."""
+        ...
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        """Codes of the chosen rows (n,) int64: indices exactly, side floats up to the rounding of the factors."""
+        ...
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        """The chosen rows (n,) out of their layout, without loss: tensors whose first axis is n. So rows move between segments."""
+        ...
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        """Inverse of ``take`` for a multiple of BLOCK rows, each block of one list."""
         ...
 
     def prepare(self, queries: Tensor, metric: str) -> Query:

@@ -38,13 +38,13 @@ def blobs(n: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 def distances(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
-    """(q, n) float64 by the textbook formula; for cosine only queries are normalised here, rows are as indexed."""
+    """(q, n) float64 by the textbook formula; cosine: half of l2 to the normalised query, rows are as indexed."""
     q, x = queries.astype(np.float64), rows.astype(np.float64)
-    if metric == "l2":
-        return ((q[:, None] - x[None]) ** 2).sum(-1)
+    if metric == "ip":
+        return -q @ x.T
     if metric == "cosine":
-        return 1 - (q / np.linalg.norm(q, axis=1, keepdims=True)) @ x.T
-    return -q @ x.T
+        q = q / np.linalg.norm(q, axis=1, keepdims=True)
+    return ((q[:, None] - x[None]) ** 2).sum(-1) * (0.5 if metric == "cosine" else 1)
 
 
 def minilm() -> np.ndarray:

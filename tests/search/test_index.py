@@ -9,6 +9,7 @@ import torch
 import codeword
 from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
 from codeword.search import index as index_module
+from codeword.search import scores
 from codeword.search.truth import exact_search
 from codeword.search.tune import recall_at
 
@@ -348,8 +349,57 @@ def test_nothing_works_before_fit():
         index.fit(x[:0])
 
 
-def test_zero_vectors_have_cosine_distance_one():
+def test_zero_vectors_have_no_cosine():
     index = codeword.Index(dim=DIM, metric="cosine", quantizer=Grid(dim=DIM))
-    index.add(np.zeros((1, DIM), dtype=np.float32))
-    np.testing.assert_allclose(index.search(blobs(1, DIM), k=1).distances, 1)
-    np.testing.assert_allclose(index.search(np.zeros(DIM, dtype=np.float32), k=1).distances, 1)
+    rows = blobs(3, DIM)
+    rows[1] = 0
+    for call in (index.add, index.search, index.fit):
+        with pytest.raises(ShapeError, match="row 1 of a block"):
+            call(rows)
+    rows[1] = 1e-40
+    index.add(rows)
+    assert index.search(np.full(DIM, 1e16, dtype=np.float32), k=1).ids[0] == 1
+
+
+@pytest.mark.parametrize("spec", ["rabitq:code_bits=1", "rabitq:code_bits=4", "pq:num_codebooks=4,codebook_size=8,iterations=3"])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("nlist", [None, 5])
+def test_the_fused_scan_agrees_with_its_definition(spec, metric, nlist):
+    index, _ = built(metric, nlist, quantizer=spec)
+    index.remove(np.arange(0, 300, 7))
+    queries = blobs(12, DIM, seed=6)
+    schema, (view,) = index._schema, index._snapshot()
+    segment = view.segment
+    prepared = scores.prepared(torch.from_numpy(queries), metric, "")
+    kind = scores.scanned_metric(metric)
+    query, probes = schema.scanner.prepare(prepared, kind), schema.lists.probe(prepared, 5, kind)
+    estimate = schema.scanner.scan(segment.packed, query, 0, segment.slots)[0]
+    coarse = torch.empty(12, schema.lists.count).scatter_(1, probes.lists, probes.coarse)
+    estimate = (estimate + coarse[:, segment.labels(torch.arange(segment.slots))]) * (0.5 if metric == "cosine" else 1)
+    estimate[:, ~view.alive()] = torch.inf
+    hits = index.search(queries, k=8, nprobe=5)
+    np.testing.assert_allclose(hits.distances, estimate.sort(dim=1).values[:, :8].numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 9])
+def test_rabitq_rows_move_between_segments_without_loss(bits, monkeypatch):
+    monkeypatch.setattr(index_module, "PENDING_ROWS", 64)
+    x = blobs(300, DIM)
+    index = codeword.Index(dim=DIM, metric="cosine", quantizer=f"rabitq:code_bits={bits}", nlist=5).fit(x)
+    for rows in np.array_split(np.arange(300), 4):
+        index.add(x[rows])
+    assert index.segments == 4
+    before, values = index.search(x[:40], k=6, nprobe=3), index.reconstruct(np.arange(300))
+    index.remove([299])
+    index.compact()
+    after = index.search(x[:40], k=6, nprobe=3)
+    assert index.segments == 1
+    keep = (before.ids != 299).all(1)
+    np.testing.assert_array_equal(before.ids[keep], after.ids[keep])
+    np.testing.assert_array_equal(before.distances[keep], after.distances[keep])
+    np.testing.assert_array_equal(values[:299], index.reconstruct(np.arange(299)))
+    schema = index._schema
+    rows = scores.prepared(torch.from_numpy(x), "cosine", "")
+    given = schema.lists.given(schema.lists.assign(rows))
+    decoded = index.quantizer.decode(index.quantizer.encode(rows, given=given), given=given)
+    np.testing.assert_allclose(values, decoded.numpy(), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 from codeword.errors import CodewordError, ShapeError
 from codeword.search import truth
-from codeword.search.scores import exact_distance, normalized
+from codeword.search.scores import exact_distance, prepared
 
 from .support import blobs, distances
 
@@ -20,7 +20,7 @@ def test_exact_search_is_brute_force(metric, scale, monkeypatch):
     monkeypatch.setattr(truth, "_QUERIES", 7)
     x, q = blobs(500, 13) * np.float32(scale), blobs(20, 13, seed=1) * np.float32(scale)
     hits = truth.exact_search(x, q, 9, metric)
-    rows = normalized(torch.from_numpy(x)).numpy() if metric == "cosine" else x
+    rows = prepared(torch.from_numpy(x), metric, "x").numpy()
     exact = distances(q, rows, metric)
     wanted = np.argsort(exact, axis=1, kind="stable")[:, :9]
     np.testing.assert_allclose(hits.distances, np.take_along_axis(exact, wanted, 1), rtol=1e-5, atol=2e-7 * scale**2)
@@ -51,7 +51,7 @@ def test_a_pairs_distance_depends_on_the_pair_alone():
     for metric in ("l2", "ip", "cosine"):
         every = exact_distance(x, y, metric)
         assert all(torch.equal(exact_distance(x[i], y[i], metric), every[i]) for i in range(50))
-    assert torch.equal(torch.cat([normalized(x[i:i + 1]) for i in range(50)]), normalized(x))
+    assert torch.equal(torch.cat([prepared(x[i:i + 1], "cosine", "x") for i in range(50)]), prepared(x, "cosine", "x"))
 
 
 @pytest.mark.parametrize(("base", "queries", "options"), [

@@ -185,22 +185,15 @@ def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
                     _remove_unlocked(os.path.join(folder, entry))
 
 
-@contextlib.contextmanager
-def folder_lock(path: str | Path) -> Iterator[None]:
-    """Hold the writer's lock of a folder; CodewordError where another writer has it."""
-    descriptor = lock_folder(path)
-    try:
-        yield
-    finally:
-        unlock(descriptor)
-
-
 def lock_folder(path: str | Path) -> int:
     """Take the writer's lock of a folder until ``unlock`` or the end of the process."""
     descriptor = _system.open_folder(os.fspath(path))
-    if not _system.lock(descriptor):
+    try:
+        if not _system.lock(descriptor):
+            raise CodewordError(f"{path} is being written by another process or object; wait until it has finished")
+    except BaseException:
         _system.close(descriptor)
-        raise CodewordError(f"{path} is being written by another process or object; wait until it has finished")
+        raise
     return descriptor
 
 

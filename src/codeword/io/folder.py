@@ -254,6 +254,7 @@ def _check_segment(known: tensors.FileHeader, name: str, entry: dict[str, Any], 
 
 
 def _check_manifest(record: dict[str, Any], what: str) -> dict[str, Any]:
+    tensors.check_version(record, what)
     canonical.fields(record, what, {"digest": str, "files": dict, "kind": str, "meta": dict, "version": int})
     if not _KIND.fullmatch(record["kind"]):
         raise FormatError("kind", f"{what} has kind {record['kind'][:40]!r}")

@@ -70,12 +70,12 @@ class Job:
         files.make_folder(folder)
         lock = files.lock_folder(folder)
         try:
-            _enter(folder, record, resume)
+            began = _enter(folder, record, resume)
+            job = cls(folder, record, lock)
+            job.log(f"{'began' if began else 'resumed'} {kind}")
         except BaseException:
             files.unlock(lock)
             raise
-        job = cls(folder, record, lock)
-        job.log(f"{'resumed' if resume else 'started'} {kind}")
         return job
 
     def run(self, units: Sequence[str], work: Callable[[str], Result], *, phase: str = "units",
@@ -196,14 +196,15 @@ def read_sealed(path: Path, kinds: dict[str, type]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- identity and resume
 
 
-def _enter(folder: Path, record: dict[str, Any], resume: bool) -> None:
+def _enter(folder: Path, record: dict[str, Any], resume: bool) -> bool:
+    """Write the record into an empty folder (True), or compare it with the one there."""
     present = files.list_folder(folder)
     if JOB not in present:
         strangers = [name for name in present if name != LOG]
         if strangers:
             raise CodewordError(f"{folder} already holds {strangers[0]!r} and no job; an empty folder is needed")
         files.write_file(folder / JOB, [canonical.sealed(record)])
-        return
+        return True
     before = read_job(folder)
     for key in ("version", "kind", "code", "config", "inputs", "seed"):
         where = _difference(before[key], record[key], key)
@@ -212,6 +213,7 @@ def _enter(folder: Path, record: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise CodewordError(f"{folder} already holds this job; resume it (--resume), or use another folder")
     files.remove_leftovers(folder)
+    return False
 
 
 def _difference(before: Any, now: Any, where: str) -> str:

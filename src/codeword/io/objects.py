@@ -43,6 +43,8 @@ from codeword.quantizer import Codes, Quantizer
 
 MAX_DIM = 1 << 16
 """Widest quantizer a file may hold."""
+MAX_TOTAL_DIM = 1 << 18
+"""Widths of a quantizer and of all inside it together: what constructors may cost before a tensor has been compared."""
 MAX_POSITIONS = 1 << 20
 _MAX_ARGUMENT = 1 << 31
 _MAX_NESTING = 4
@@ -93,7 +95,7 @@ def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str 
     check_kind(header, "quantizer", what)
     canonical.fields(header, f"header of {what}", {"fingerprint": str, "kind": str, "object": dict})
     with torch.device("meta"):
-        quantizer = _build(header["object"], f"object in {what}", _MAX_NESTING)
+        quantizer = _Builder(f"object in {what}").build(header["object"], 0)
     declared = quantizer.state_dict()
     _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
     quantizer.load_state_dict(dict(tensors), assign=True)
@@ -114,8 +116,9 @@ def _record(quantizer: Quantizer) -> dict[str, Any]:
     name = quantizer.name
     if catalog.quantizer_class(name) is not type(quantizer):
         raise CodewordError(f"{type(quantizer).__name__} is not the catalog's {name!r}; only quantizers of the catalog can be saved")
-    if quantizer.dim > MAX_DIM:
-        raise Unsupported(f"{name} has dim={quantizer.dim}; files hold quantizers up to dim={MAX_DIM}")
+    total = sum(part.dim for part in quantizer.modules() if isinstance(part, Quantizer))
+    if quantizer.dim > MAX_DIM or total > MAX_TOTAL_DIM:
+        raise Unsupported(f"{name} has dim={quantizer.dim}, with all its parts {total}; files hold up to {MAX_DIM} and {MAX_TOTAL_DIM}")
     return {"config": {key: _plain(value) for key, value in quantizer.config.items()}, "quantizer": name, "structure": quantizer.structure}
 
 
@@ -160,44 +163,54 @@ def _is_record(value: Any) -> bool:
 # ---------------------------------------------------------------------- building from a stranger's record
 
 
-def _build(record: Any, what: str, nesting: int) -> Quantizer:
-    canonical.fields(record, what, {"config": dict, "quantizer": str, "structure": dict})
-    if nesting == 0:
-        raise FormatError("limit", f"{what} nests more than {_MAX_NESTING} quantizers")
-    name = record["quantizer"]
-    try:
-        cls = catalog.quantizer_class(name)
-    except CodewordError as error:
-        raise FormatError("name", f"{what}: {error}") from None
-    known = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
-    for key in record["config"].keys() - known.keys():
-        raise FormatError("unknown-key", f"{what}: {name} has no argument {key[:40]!r}")
-    for key, parameter in known.items():
-        if key not in record["config"] and parameter.default is inspect.Parameter.empty:
-            raise FormatError("missing-key", f"{what}: {name} needs the argument {key!r}")
-    config = {key: _argument(key, value, f"{what}, argument {key!r}", nesting) for key, value in record["config"].items()}
-    try:
-        quantizer = cls(**config)
-        quantizer.restore(record["structure"])
-    except FormatError:
-        raise
-    except MemoryError:
-        raise FormatError("limit", f"{what}: {name} with this configuration needs more memory than there is") from None
-    except Exception as error:  # a stranger's arguments; whatever the constructor says, it is the file's fault
-        raise FormatError("config", f"{what}: {name} refuses its configuration: {error}") from error
-    return quantizer
+class _Builder:
+    """Quantizers from records that may say anything, within a budget of widths."""
 
+    def __init__(self, what: str) -> None:
+        self._what, self._left = what, MAX_TOTAL_DIM
 
-def _argument(key: str, value: Any, what: str, nesting: int) -> Any:
-    if _is_record(value):
-        return _build(value, what, nesting - 1)
-    if isinstance(value, list):
-        return [_argument(key, item, what, nesting) for item in value]
-    if type(value) is int and key != "seed":
-        top = MAX_DIM if key == "dim" else _MAX_ARGUMENT
-        if abs(value) > top:
-            raise FormatError("limit", f"{what} is {value}; at most {top} is read from a file")
-    return value
+    def build(self, record: Any, depth: int) -> Quantizer:
+        what = self._what
+        canonical.fields(record, what, {"config": dict, "quantizer": str, "structure": dict})
+        if depth == _MAX_NESTING:
+            raise FormatError("limit", f"{what} nests more than {_MAX_NESTING} quantizers")
+        name, config = record["quantizer"], record["config"]
+        try:
+            cls = catalog.quantizer_class(name)
+        except CodewordError as error:
+            raise FormatError("name", f"{what}: {error}") from None
+        known = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
+        for key in config.keys() - known.keys():
+            raise FormatError("unknown-key", f"{what}: {name} has no argument {key[:40]!r}")
+        for key, parameter in known.items():
+            if key not in config and parameter.default is inspect.Parameter.empty:
+                raise FormatError("missing-key", f"{what}: {name} needs the argument {key!r}")
+        arguments = {key: self._argument(key, value, depth) for key, value in config.items()}
+        try:
+            quantizer = cls(**arguments)
+            self._spend(quantizer.dim)
+            quantizer.restore(record["structure"])
+        except FormatError:
+            raise
+        except MemoryError:
+            raise FormatError("limit", f"{what}: {name} with this configuration needs more memory than there is") from None
+        except Exception as error:  # a stranger's arguments: whatever the constructor says, it is the file's fault
+            raise FormatError("config", f"{what}: {name} refuses its configuration: {error}") from error
+        return quantizer
+
+    def _argument(self, key: str, value: Any, depth: int) -> Any:
+        if _is_record(value):
+            return self.build(value, depth + 1)
+        if isinstance(value, list):
+            return [self._argument(key, item, depth) for item in value]
+        if type(value) is int and key != "seed" and abs(value) > (MAX_DIM if key == "dim" else _MAX_ARGUMENT):
+            raise FormatError("limit", f"{self._what}: argument {key!r} is {value}, more than is read from a file")
+        return value
+
+    def _spend(self, dim: int) -> None:
+        self._left -= dim
+        if dim > MAX_DIM or self._left < 0:
+            raise FormatError("limit", f"{self._what} is wider than {MAX_DIM}, or all its parts together than {MAX_TOTAL_DIM}")
 
 
 def _check_declared(declared: dict[str, tuple[torch.dtype, tuple[int, ...]]], found: Mapping[str, Tensor], what: str) -> None:

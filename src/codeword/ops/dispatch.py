@@ -2,14 +2,17 @@
 
     CODEWORD_OPS=reference   plain torch only
     CODEWORD_OPS=native      the C++ module, an error if it was not built
+    CODEWORD_ISA=baseline    the instruction set of the C++ module: baseline, avx2 or avx512, at most what the processor has
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -20,11 +23,15 @@ OPS = ("nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_su
 
 @cache
 def native() -> ModuleType | None:
-    """The compiled module ``codeword._native``, or None where it was not built."""
-    try:
-        return importlib.import_module("codeword._native")
-    except ImportError:
+    """The compiled module ``codeword._native``, or None where it was not built. One that was built but does not load is an error."""
+    if importlib.util.find_spec("codeword._native") is None:
         return None
+    module = importlib.import_module("codeword._native")
+    try:
+        module.isa()
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
+    return module
 
 
 def choice(op: str, device: torch.device | str = "cpu") -> str:
@@ -46,6 +53,15 @@ def choice(op: str, device: torch.device | str = "cpu") -> str:
 def choices() -> dict[str, str]:
     """Implementation of every op on CPU, for ``codeword doctor``."""
     return {op: choice(op) for op in OPS}
+
+
+def native_info() -> dict[str, Any]:
+    """The compiled module in words: built, isa in use, isas compiled and runnable here, threads an op may use, workers started."""
+    module = native()
+    if module is None:
+        return {"built": False, "isa": None, "compiled": [], "runnable": [], "threads": num_threads(), "workers": 0}
+    return {"built": True, "isa": module.isa(), "compiled": module.compiled_isas(), "runnable": module.runnable_isas(),
+            "threads": num_threads(), "workers": module.workers()}
 
 
 def available() -> tuple[str, ...]:

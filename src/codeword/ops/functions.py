@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """Nearest codeword of each row in squared L2: x (n, d), codebook (k, d), both float32, k >= 1.
 
     Defined as the argmin of the float64 distance in 8-lane order (``reference.exact_distances``), lowest index on ties; so it
-    depends on neither batch, threads nor device. Rows with NaN or infinity get index 0. No gradient.
+    depends on neither batch, threads nor device. Rows with NaN or infinity, and all rows where the codebook has a NaN, get index 0
+    and distance NaN. No gradient.
     """
     if x.ndim != 2 or codebook.ndim != 2 or x.shape[1] != codebook.shape[1] or codebook.shape[0] == 0:
         raise ShapeError(f"nearest got x {tuple(x.shape)} and codebook {tuple(codebook.shape)}; (n, d) and (k >= 1, d) are needed")
@@ -144,18 +147,31 @@ _rotate.register_autograd(_rotate_backward, setup_context=_rotate_setup)
 def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sums (segments, d) float64 and counts (segments,) float64 of the rows of x (n, d) by int64 label, rows added in order.
     With ``weights`` (n,) float32 both are weighted (the product is exact in float64). No gradient."""
-    if x.ndim != 2 or labels.shape != (x.shape[0],):
-        raise ShapeError(f"segment_sum got x {tuple(x.shape)} and labels {tuple(labels.shape)}; (n, d) and (n,) are needed")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < segments):
-        raise ShapeError(f"segment_sum got labels {int(labels.min())}..{int(labels.max())}; 0..{segments - 1} are allowed")
-    x = x.detach().float().contiguous()
+    if x.ndim != 2 or labels.shape != (x.shape[0],) or (weights is not None and weights.shape != labels.shape):
+        raise ShapeError(f"segment_sum got x {tuple(x.shape)}, labels {tuple(labels.shape)} and weights "
+                         f"{None if weights is None else tuple(weights.shape)}; (n, d), (n,) and None or (n,) are needed")
+    weights = None if weights is None else weights.detach().float().contiguous()
+    return _segment_sum(x.detach().float().contiguous(), labels.to(torch.int64).contiguous(), segments, weights)
+
+
+@torch.library.custom_op("codeword::segment_sum", mutates_args=())
+def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    if labels.numel():
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= segments:
+            raise ShapeError(f"segment_sum got labels {low}..{high}; 0..{segments - 1} are allowed")
     if dispatch.choice("segment_sum", x.device) == "native":
         sums = torch.zeros(segments, x.shape[1], dtype=torch.float64)
         counts = torch.zeros(segments, dtype=torch.float64)
-        w = None if weights is None else weights.float().contiguous().numpy()
-        _native().segment_sum(x.numpy(), labels.contiguous().numpy(), w, sums.numpy(), counts.numpy(), dispatch.num_threads())
+        w = None if weights is None else weights.numpy()
+        _native().segment_sum(x.numpy(), labels.numpy(), w, sums.numpy(), counts.numpy(), dispatch.num_threads())
         return sums, counts
     return reference.segment_sum(x, labels, segments, weights)
+
+
+@_segment_sum.register_fake
+def _(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(segments, x.shape[1], dtype=torch.float64), x.new_empty(segments, dtype=torch.float64)
 
 
 def packed_bytes(rows: int, widths: Sequence[int]) -> int:
@@ -163,36 +179,76 @@ def packed_bytes(rows: int, widths: Sequence[int]) -> int:
     return (rows * sum(widths) + 7) // 8
 
 
+INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
+"""What ``pack`` reads without a copy and ``unpack`` can return."""
+
+
 def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
     """One little-endian bit string, uint8 (packed_bytes,), of indices (rows, positions): position p takes widths[p] bits (0..63),
     least significant bit first, rows follow each other without gaps, the last byte is padded with zero bits."""
     if indices.ndim != 2 or indices.shape[1] != len(widths) or any(not 0 <= w <= 63 for w in widths):
         raise ShapeError(f"pack got indices {tuple(indices.shape)} and {len(widths)} widths; (rows, positions) and widths 0..63 are needed")
-    wide = indices.to(torch.int64).contiguous()
-    if wide.numel():
-        top = torch.tensor([(1 << w) - 1 for w in widths], dtype=torch.int64, device=wide.device)
-        if bool(((wide < 0) | (wide > top)).any()):
-            raise ShapeError("pack got an index that does not fit its width")
-    if dispatch.choice("pack", wide.device) == "native":
-        out = torch.zeros(packed_bytes(len(wide), widths), dtype=torch.uint8)
-        _native().pack(wide.numpy(), torch.tensor(list(widths), dtype=torch.int64).numpy(), out.numpy(), dispatch.num_threads())
-        return out
-    return reference.pack(wide, widths)
+    if indices.is_floating_point() or indices.is_complex():
+        raise ShapeError(f"pack got indices of {indices.dtype}; integers are needed")
+    return _pack(indices.detach().to(indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64).contiguous(), list(widths))
 
 
-def unpack(data: Tensor, widths: Sequence[int], rows: int) -> Tensor:
-    """Inverse of ``pack``: int64 (rows, positions). ShapeError where ``data`` has not exactly the bytes needed."""
+@torch.library.custom_op("codeword::pack", mutates_args=())
+def _pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
+    if dispatch.choice("pack", indices.device) == "native":
+        out = torch.zeros(packed_bytes(len(indices), widths), dtype=torch.uint8)
+        fit = _native().pack(indices.numpy(), _int64(widths), out.numpy(), dispatch.num_threads())
+    else:
+        wide = indices.to(torch.int64)
+        fit = not bool(((wide < 0) | (wide >> torch.tensor(list(widths), dtype=torch.int64, device=wide.device) != 0)).any())
+        out = reference.pack(wide, widths) if fit else wide
+    if not fit:
+        raise ShapeError(f"pack got an index that does not fit its width; 0..2^width - 1 are allowed, widths {_brief(widths)}")
+    return out
+
+
+@_pack.register_fake
+def _(indices: Tensor, widths: Sequence[int]) -> Tensor:
+    return indices.new_empty(packed_bytes(indices.shape[0], widths), dtype=torch.uint8)
+
+
+def unpack(data: Tensor, widths: Sequence[int], rows: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Inverse of ``pack``: ``dtype`` (rows, positions), one of ``INDEX_DTYPES``. ShapeError where ``data`` has not exactly the
+    bytes needed."""
+    if rows < 0 or any(not 0 <= w <= 63 for w in widths):
+        raise ShapeError(f"unpack got {rows} rows and widths {_brief(widths)}; rows >= 0 and widths 0..63 are needed")
     need = packed_bytes(rows, widths)
     if data.dtype != torch.uint8 or data.ndim != 1 or len(data) != need:
         raise ShapeError(f"unpack got {tuple(data.shape)} {data.dtype}; {need} bytes are needed for {rows} rows")
+    widest = max(widths, default=0)
+    if dtype not in INDEX_DTYPES or widest > torch.iinfo(dtype).max.bit_length():
+        raise ShapeError(f"unpack got dtype {dtype} for widths up to {widest}; uint8, uint16, int32 or int64 that holds them is needed")
+    return _unpack(data.contiguous(), list(widths), rows, dtype)
+
+
+@torch.library.custom_op("codeword::unpack", mutates_args=())
+def _unpack(data: Tensor, widths: Sequence[int], rows: int, dtype: torch.dtype) -> Tensor:
     if dispatch.choice("unpack", data.device) == "native":
-        out = torch.empty(rows, len(widths), dtype=torch.int64)
-        _native().unpack(data.contiguous().numpy(), torch.tensor(list(widths), dtype=torch.int64).numpy(), out.numpy(), dispatch.num_threads())
+        out = torch.empty(rows, len(widths), dtype=dtype)
+        _native().unpack(data.numpy(), _int64(widths), out.numpy(), dispatch.num_threads())
         return out
-    return reference.unpack(data, widths, rows)
+    return reference.unpack(data, widths, rows).to(dtype)
 
 
-def _native():
+@_unpack.register_fake
+def _(data: Tensor, widths: Sequence[int], rows: int, dtype: torch.dtype) -> Tensor:
+    return data.new_empty(rows, len(widths), dtype=dtype)
+
+
+def _int64(widths: Sequence[int]) -> np.ndarray:
+    return np.array(list(widths), dtype=np.int64)
+
+
+def _brief(widths: Sequence[int]) -> str:
+    return str(list(widths[:8]))[:-1] + (", ...]" if len(widths) > 8 else "]")
+
+
+def _native() -> ModuleType:
     module = dispatch.native()
     assert module is not None
     return module

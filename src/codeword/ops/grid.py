@@ -30,6 +30,8 @@ def grid_code(magnitudes: Tensor, cells: int) -> Tensor:
     if magnitudes.ndim != 2 or magnitudes.dtype != torch.int32 or not 1 <= cells <= 256:
         got = f"{tuple(magnitudes.shape)} {magnitudes.dtype} and {cells} cells"
         raise ShapeError(f"grid_code got {got}; int32 (n, d) and 1..256 cells are needed")
+    if cells == 1:
+        return torch.zeros_like(magnitudes, dtype=torch.uint8)
     return _grid_code(magnitudes.contiguous(), cells)
 
 
@@ -54,8 +56,6 @@ def _(magnitudes: Tensor, cells: int) -> Tensor:
 def reference(magnitudes: Tensor, cells: int) -> Tensor:
     """All breakpoints, sorted; both sums by prefix sums. O(d K log(d K)) a row, in blocks of rows."""
     n, d = magnitudes.shape
-    if cells == 1:
-        return torch.zeros_like(magnitudes, dtype=torch.uint8)
     out = torch.zeros(n, d, dtype=torch.uint8, device=magnitudes.device)
     step = max(1, (1 << 21) // max(1, d * (cells - 1)))
     for start in range(0, n if d else 0, step):

@@ -36,15 +36,23 @@ def nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     n, d = x.shape
     k = len(codebook)
     indices = torch.zeros(n, dtype=torch.int64, device=x.device)
+    if codebook.isnan().any():
+        return indices, torch.full((n,), math.nan, device=x.device)
     best = torch.full((n,), math.inf, dtype=torch.float64, device=x.device)
     half = codebook.double().square().sum(1).div(2)
-    largest = float(half.max().mul(2).sqrt()) if k else 0.0
-    step = max(1, (1 << 24) // max(1, k))
+    largest = float(half.max().mul(2).sqrt())
+    # gamma_{d+4} of any summation order; a caller may have allowed products of rounded factors (TF32, bfloat16) for all of torch.
+    rounding = (d + 4) * UNIT
+    gamma = 1.01 * rounding / (1 - rounding) if rounding < 0.25 else math.inf
+    factors = {"highest": 0.0, "high": 2.02 * 2.0**-11, "medium": 2.02 * 2.0**-8}[torch.get_float32_matmul_precision()]
+    step = max(1, (1 << 22) // k)
     for start in range(0, n, step):
         block = x[start:start + step]
-        score = half.float() - block @ codebook.mT
-        # |error| <= gamma_{d+4} (|x| |c| + |c|^2 / 2) for any summation order; the last term covers underflow.
-        bound = (d + 4) * UNIT * 1.01 * (block.double().norm(dim=1) * largest + largest**2 / 2) + (d + 4) * 1e-37
+        with torch.autocast(x.device.type, enabled=False):
+            score = half.float() - block @ codebook.mT
+        # |error| <= gamma (|x| |c| + |c|^2 / 2), plus underflow, plus what the float64 definition itself may be off.
+        norm = block.double().norm(dim=1)
+        bound = (gamma + factors) * (norm * largest + largest**2 / 2) + (d + 4) * 1e-37 + (d + 64) * 2.0**-54 * (norm + largest)**2
         limit = score.double().min(1).values + 2 * bound
         # Overflow in the screen makes scores or limits non-finite: then every codeword is a candidate.
         unsure = ~(torch.isfinite(limit) & torch.isfinite(score).all(1)) & torch.isfinite(block).all(1)

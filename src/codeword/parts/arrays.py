@@ -165,9 +165,10 @@ def check_indices(indices: Any, levels: tuple[int, ...], name: str) -> Tensor:
 
 
 def masked_mean(values: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of (n,) values over kept rows; 0 when none are kept."""
+    """Mean of (n,) values over kept rows; 0 when none are kept, still part of the graph: an empty batch on one of many ranks must
+    give its parameters a gradient of zero, not none."""
     if keep is None:
-        return values.mean() if values.numel() else values.new_zeros(())
+        return values.mean() if values.numel() else values.sum()
     weight = keep.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 

@@ -1,13 +1,17 @@
-"""Top-k over spans of packed rows for any Scannable: the plain path where a quantizer has no fused kernel."""
+"""What Scannable quantizers share: top-k over spans where there is no fused kernel, and moving rows between packed layouts.
+
+Rows move without being decoded where a tensor's first axis runs over rows, or over blocks with the row in the block as its last axis
+(a single axis: one value a block, the same for all rows of a list)."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from codeword.quantizer import Packed
+from codeword.quantizer import BLOCK, Packed
 
 
 def top_k_spans(quantizer: Any, packed: Packed, query: Any, spans: Tensor, coarse: Tensor, k: int,
@@ -42,3 +46,30 @@ def smallest(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
     pad = k - len(order)
     return (torch.cat((distance[order], distance.new_full((pad,), torch.inf))),
             torch.cat((row[order], row.new_full((pad,), -1))))
+
+
+def take(packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+    """The chosen rows (n,) int64 out of their layout, first axis n."""
+    out = {}
+    for name, tensor in packed.tensors.items():
+        if len(tensor) == packed.rows:
+            out[name] = tensor[rows]
+        else:
+            block, lane = rows // BLOCK, rows % BLOCK
+            out[name] = tensor[block] if tensor.ndim == 1 else tensor[block, ..., lane]
+    return out
+
+
+def lay(rows: dict[str, Tensor], blocks: Container[str] = ()) -> Packed:
+    """Inverse of ``take``: rows, a multiple of BLOCK of them, in the layout where the tensors named in ``blocks`` run over blocks."""
+    count = len(next(iter(rows.values())))
+    assert count % BLOCK == 0, count
+    tensors = {}
+    for name, tensor in rows.items():
+        if name not in blocks:
+            tensors[name] = tensor
+        elif tensor.ndim == 1:
+            tensors[name] = tensor.reshape(-1, BLOCK).amax(1)
+        else:
+            tensors[name] = tensor.unflatten(0, (-1, BLOCK)).movedim(1, -1).contiguous()
+    return Packed(tensors, count)

@@ -20,7 +20,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts.kmeans import kmeans
-from codeword.parts.scan import top_k_spans
+from codeword.parts import scan
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer, Report
 
 
@@ -76,9 +76,18 @@ class PQ(Quantizer):
         cross = torch.zeros_like(constant) if given is None else (values.double() * given.double()).sum(1)
         padded = torch.zeros(rows, self.num_codebooks, dtype=indices.dtype)
         padded[:len(indices)] = indices
-        row_terms = torch.zeros(rows, 2)
-        row_terms[:len(indices), 0] = (constant + 2 * cross).float()
+        row_terms = torch.zeros(rows)
+        row_terms[:len(indices)] = (constant + 2 * cross).float()
         return Packed({"indices": padded, "row_terms": row_terms}, rows)
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        return Codes(packed.tensors["indices"][rows])
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return scan.take(packed, rows)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return scan.lay(rows)
 
     def prepare(self, queries: Tensor, metric: str) -> PQQuery:
         """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip."""
@@ -92,12 +101,12 @@ class PQ(Quantizer):
         for m in range(self.num_codebooks):
             distance += query.tables[:, m].index_select(1, indices[:, m])
         if query.metric == "l2":
-            distance = distance + packed.tensors["row_terms"][start:stop, 0]
+            distance = distance + packed.tensors["row_terms"][start:stop]
         return distance, distance
 
     def search_spans(self, packed: Packed, query: PQQuery, spans: Tensor, coarse: Tensor, k: int,
                      allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return top_k_spans(self, packed, query, spans, coarse, k, allowed)
+        return scan.top_k_spans(self, packed, query, spans, coarse, k, allowed)
 
 
 class PQQuery(NamedTuple):

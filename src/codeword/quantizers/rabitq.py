@@ -38,7 +38,7 @@ from codeword import ops
 from codeword.errors import CodewordError, Unsupported
 from codeword.ops import bit_blocks, grid
 from codeword.ops.bit_blocks import Blocks, Query
-from codeword.parts import arrays, random
+from codeword.parts import arrays, random, scan
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 
 GAUSSIAN_STEP = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308, 0.0166)
@@ -127,6 +127,27 @@ class RaBitQ(Quantizer):
                  for i in range(0, max(1, len(indices)), step)]
         tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return Packed(tensors, len(tensors["planes"]) * BLOCK)
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        """Codes of the chosen rows; scale and norm come back from the factors, to about 1e-6."""
+        part = self.take(packed, rows)
+        bits = (part["planes"].unsqueeze(2) >> torch.arange(8, dtype=torch.uint8)) & 1
+        indices = bits.flatten(1)[:, :self.dim].to(torch.int64) << (self.code_bits - 1)
+        if self.code_bits > 1:
+            indices |= bit_blocks.unpack_rest(part["rest"], self.code_bits)[:, :self.dim]
+        _, rescale, error = part["rest_factors" if self.code_bits > 1 else "factors"].double().mT
+        odd = 2 * indices - (2**self.code_bits - 1)
+        square = odd.square().sum(1).double() / 4
+        kappa, noise = -rescale / 2, error * math.sqrt(max(self.dim - 1, 1)) / 2
+        norm = (kappa.square() * square - noise.square()).clamp(min=0)  # squared
+        scale = torch.where(kappa > 0, norm / (kappa * square).clamp(min=1e-300), 0)
+        return Codes(indices.to(self.index_dtype), torch.stack((scale, norm.sqrt()), dim=1).float())
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return scan.take(packed, rows)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return scan.lay(rows, blocks=("planes", "factors", "centers"))
 
     def _pack_some(self, indices: Tensor, side: Tensor, point: Tensor) -> dict[str, Tensor]:
         fill = (0, 0, 0, -len(indices) % BLOCK)

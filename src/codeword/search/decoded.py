@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from codeword import ops
-from codeword.parts import arrays
+from codeword.parts import arrays, scan
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 from codeword.search.scores import exact_dot
 
@@ -82,8 +82,13 @@ class DecodedScan:
         return Packed({name: torch.nn.functional.pad(t, (0, 0) * (t.ndim - 1) + (0, rows - count)) for name, t in tensors.items()}, rows)
 
     def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        """Inverse of ``pack`` for the chosen rows (n,)."""
         return from_bytes(self.quantizer, packed.tensors, rows)
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return scan.take(packed, rows)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return scan.lay(rows)
 
     def prepare(self, queries: Tensor, metric: str) -> DecodedQuery:
         return DecodedQuery(queries.float(), metric)

@@ -16,7 +16,6 @@ k * rerank candidates are compared again with codes of ``rerank_quantizer`` or w
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -99,7 +98,7 @@ class Index:
         if given is not None:
             rows = rows - given
         for quantizer, wanted in ((self.quantizer, self._fits), (self.rerank_quantizer, self._fits_fine)):
-            if quantizer is not None and wanted and quantizer.learns:
+            if quantizer is not None and wanted:
                 quantizer.fit(rows)
                 self.report.update(quantizer.report)
         with self._lock:
@@ -158,7 +157,7 @@ class Index:
                 groups[-1].append(view)
             self._views, self._pending, self._pending_view = [], None, None
             for group in groups:
-                self._views += [group[0]] if len(group) == 1 and not group[0].dead else _joined(schema, group)
+                self._views += [group[0]] if len(group) == 1 and not group[0].dead else schema.join(group)
         return self
 
     # ------------------------------------------------------------------ reading
@@ -245,7 +244,7 @@ class Index:
         """Stored bytes by purpose, as they lie in segments: ``codes`` (with factors), ``ids``, ``rerank``, ``lists`` (offsets of every
         segment), ``padding`` (slots that hold no row), ``deleted`` (rows under tombstones, and the tombstones), and ``shared``
         (centroids, codebooks, rotations)."""
-        out = dict.fromkeys(("codes", "ids", "rerank", "lists", "padding", "deleted", "shared"), 0)
+        out: dict[str, int] = dict.fromkeys(("codes", "ids", "rerank", "lists", "padding", "deleted", "shared"), 0)
         kinds = {"scan": "codes", "kept": "codes", "ids": "ids", "fine": "rerank", "vectors": "rerank"}
         for view in self._snapshot():
             slots = view.segment.slots
@@ -329,7 +328,7 @@ class Index:
             crowd = next((group for group in classes.values() if len(group) >= MERGED), None)
             if crowd is None:
                 return
-            self._views = [view for view in self._views if all(view is not other for other in crowd)] + _joined(schema, crowd)
+            self._views = [view for view in self._views if all(view is not other for other in crowd)] + schema.join(crowd)
 
     def _known(self, numbers: np.ndarray) -> np.ndarray:
         """(n,) bool: which ids are stored."""
@@ -357,11 +356,6 @@ class Index:
                 self._pending_view = None
 
 
-def _joined(schema: Schema, views: Sequence[View]) -> list[View]:
-    live = [schema.open(view) for view in views if view.live]
-    return [View(schema.seal(concatenate(live)))] if live else []
-
-
 def _size_class(rows: int) -> int:
     size, limit = 0, PENDING_ROWS * MERGED
     while rows >= limit:
@@ -381,10 +375,9 @@ def _quantizer(given: str | Quantizer, dim: int, seed: int) -> tuple[Quantizer, 
         raise CodewordError(f"Index got a quantizer of type {type(given).__name__}; a spec string or a Quantizer is needed")
     if quantizer.dim != dim:
         raise ShapeError(f"Index has dim={dim}, its quantizer {quantizer.name} has dim={quantizer.dim}")
-    row = next((entry for entry in catalog.QUANTIZERS if entry.name == quantizer.name), None)
-    if row is not None and not row.input_space:
+    if not quantizer.input_space:
         raise Unsupported(f"{quantizer.name} does not decode into the input's space; wrap it, e.g. 'projected({quantizer.name}:...)'")
-    return quantizer.cpu(), quantizer.learns and not quantizer.fitted
+    return quantizer.cpu(), isinstance(given, str) or not quantizer.fitted
 
 
 def _distinct(numbers: np.ndarray, n: int) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Lists of an inverted file (Sivic and Zisserman 2003; Jegou et al. 2011): k-means centroids route rows and queries.
 
-A row belongs to the list of its nearest centroid in L2 (exactly, ``ops.nearest``); for cosine rows are unit vectors. A query visits the
-``nprobe`` lists that come first by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the
-residual x - c, so a scan needs, per query and visited list,
+A row belongs to the list of its nearest centroid in L2 (exactly, ``ops.nearest``). A query visits the ``nprobe`` lists that come first
+by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the residual x - c, so a scan needs, per query and visited list,
 
     coarse(q, c) = |q - c|^2  (l2)      -<q, c>  (ip)
 
@@ -31,7 +30,7 @@ class Probes(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where rows lie: ``source`` (slots,) the row in each slot (padding repeats one), ``ids`` (slots,) with -1 for padding,
+    """Where rows lie: ``source`` (slots,) the row in each slot (padding repeats a row of its list), ``ids`` (slots,) with -1 for padding,
     ``starts`` and ``counts`` (lists,) int64; starts and slots are multiples of BLOCK."""
 
     source: Tensor
@@ -69,7 +68,7 @@ class Lists:
         return self.centroids[labels] if self.residual and self.centroids is not None else None
 
     def probe(self, queries: Tensor, nprobe: int, metric: str) -> Probes:
-        """The first ``nprobe`` lists of each prepared query; the same for a query alone or in any batch."""
+        """``metric`` "l2" or "ip". The first ``nprobe`` lists of each prepared query; the same for a query alone or in any batch."""
         count = min(nprobe, self.count)
         lengths = exact_distances(queries, self._zero).float().unsqueeze(1) if metric == "l2" else None
         if self.centroids is None or self._squares is None:
@@ -101,7 +100,8 @@ def arrange(labels: Tensor, ids: Tensor, count: int) -> Layout:
     starts = np.cumsum(padded) - padded
     firsts = np.cumsum(counts) - counts
     slots = np.arange(len(order)) + np.repeat(starts - firsts, counts)
-    source = np.full(int(padded.sum()), order[0])
+    filled = counts > 0
+    source = np.repeat(order[firsts[filled]], padded[filled])
     source[slots] = order
     out = np.full(len(source), -1, dtype=np.int64)
     out[slots] = ids.numpy()[order]

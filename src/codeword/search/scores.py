@@ -1,8 +1,9 @@
 """Distances in float64 with one fixed order of addition, so that a pair's distance depends on nothing but the pair.
 
-    l2      |q - x|^2          ip      -<q, x>          cosine      1 - <q/|q|, x/|x|>
+    l2      |q - x|^2          ip      -<q, x>          cosine      1 - <q, x> = |q - x|^2 / 2  for unit vectors q, x
 
-Sums run in 8 interleaved lanes (the order of ``ops.nearest``). A row of zeros has no direction: it stays zero, cosine distance 1.
+Sums run in 8 interleaved lanes (the order of ``ops.nearest``). Cosine is the l2 of normalised rows: exact at small distances, where
+1 - <q, x> cancels, and the estimate of codes is better, since a residual's error then counts and not a whole vector's.
 """
 
 from __future__ import annotations
@@ -26,29 +27,30 @@ def check_metric(metric: str) -> None:
 
 
 def prepared(rows: Tensor, metric: str, what: str) -> Tensor:
-    """Finite float32 rows (n, d) as they are indexed and compared: unit length for cosine, unchanged otherwise. ShapeError for NaN,
-    infinity, and values beyond 1e16, whose distances float32 cannot hold."""
+    """Finite float32 rows (n, d) as they are indexed and compared: unit length for cosine, unchanged otherwise. ShapeError for NaN and
+    infinity, for values beyond 1e16, whose distances float32 cannot hold, and for zero rows under cosine: they have no direction."""
     rows = rows.cpu()
     arrays.check_finite(rows, what)
     if metric == "cosine":
-        return normalized(rows)
+        lengths = exact_distances(rows, torch.zeros(1)).sqrt().unsqueeze(1)
+        if len(rows) and not float(lengths.min()) > 0:
+            raise ShapeError(f"{what} got a row of zeros (row {int(lengths.argmin())} of a block); cosine needs a direction")
+        return (rows.double() / lengths).float()
     if rows.numel() and float(rows.abs().max()) > LARGEST:
         raise ShapeError(f"{what} got a value of magnitude {float(rows.abs().max()):.3g}; at most {LARGEST:g} is allowed")
     return rows
 
 
-def normalized(rows: Tensor) -> Tensor:
-    """float32 rows (n, d) divided by their length (float64, rounded once); zero rows stay zero."""
-    length = exact_distances(rows, torch.zeros(1)).sqrt().unsqueeze(1)
-    return torch.where(length > 0, rows.double() / length.clamp(min=torch.finfo(torch.float64).tiny), 0.0).float()
-
-
 def exact_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     """float64 distances over the last axis of *prepared* rows; broadcasts (..., d), (..., d) -> (...)."""
-    if metric == "l2":
-        return exact_distances(x, y)
-    product = exact_dot(x, y)
-    return 1 - product if metric == "cosine" else -product
+    if metric == "ip":
+        return -exact_dot(x, y)
+    return exact_distances(x, y) * (0.5 if metric == "cosine" else 1.0)
+
+
+def scanned_metric(metric: str) -> str:
+    """What lists and scans compute: "ip", or "l2" for cosine as well."""
+    return "ip" if metric == "ip" else "l2"
 
 
 def exact_dot(x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ float16 or float32). Rows can be taken out of a segment again without loss, so m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -48,16 +48,17 @@ class Rows(NamedTuple):
 @dataclass(frozen=True)
 class Segment:
     """``tensors`` by name: ``scan.*`` the packed codes, ``ids`` (slots,) with -1 in padding, ``starts`` and ``counts`` (lists,),
-    ``kept.*`` codes where the scan layout cannot be unpacked, ``fine.*`` and ``vectors`` for re-ranking."""
+    ``fine.*`` and ``vectors`` for re-ranking. They may be mapped from a file. ``name``: of that file, once there is one."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     slots: int
+    name: str = ""
 
     @property
     def ids(self) -> Tensor:
         return self.tensors["ids"]
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return int(self.tensors["counts"].sum())
 
@@ -82,12 +83,11 @@ class Segment:
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors called ``name.*``, without that prefix."""
-        return {key[len(name) + 1:]: value for key, value in self.tensors.items() if key.startswith(name + ".")}
+        return {key[len(name) + 1:]: self.tensors[key] for key in self.tensors if key.startswith(name + ".")}
 
-    def labels(self) -> Tensor:
-        """(slots,) list of each slot, padding included."""
-        starts = self.tensors["starts"]
-        return torch.repeat_interleave(torch.arange(len(starts)), torch.diff(starts, append=torch.tensor([self.slots])))
+    def labels(self, slots: Tensor) -> Tensor:
+        """List of each slot (n,): the last one that starts at or before it (an empty list starts where the next does)."""
+        return torch.searchsorted(self.tensors["starts"].contiguous(), slots.contiguous(), right=True) - 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ class Schema:
         self.lists, self.quantizer, self.fine, self.metric = lists, quantizer, fine, metric
         self.store = STORES[store]
         self.scanner: Any = quantizer if isinstance(quantizer, Scannable) else DecodedScan(quantizer)
-        self.unpacks = hasattr(self.scanner, "unpack")
 
     # ------------------------------------------------------------------ making
 
@@ -149,41 +148,46 @@ class Schema:
         packed = self.scanner.pack(spread.codes, self.lists.given(spread.labels))
         tensors = {f"scan.{name}": tensor for name, tensor in packed.tensors.items()}
         tensors |= {"ids": layout.ids, "starts": layout.starts, "counts": layout.counts}
-        if not self.unpacks:
-            tensors |= {f"kept.{name}": tensor for name, tensor in to_bytes(self.quantizer, spread.codes).items()}
         if spread.fine is not None and self.fine is not None:
             tensors |= {f"fine.{name}": tensor for name, tensor in to_bytes(self.fine, spread.fine).items()}
         if spread.vectors is not None:
             tensors["vectors"] = spread.vectors
         return Segment(tensors, packed.rows)
 
-    # ------------------------------------------------------------------ reading
+    def join(self, views: Sequence[View]) -> list[View]:
+        """One view of all live rows, or none where there are none. Rows move as they are: nothing is decoded."""
+        taken = [self._take(view) for view in views if view.live]
+        if not taken:
+            return []
+        rows = {name: torch.cat([part[name] for part in taken]) for name in taken[0]}
+        layout = arrange(rows.pop("labels"), rows.pop("ids"), self.lists.count)
+        rows = {name: tensor[layout.source] for name, tensor in rows.items()}
+        packed = self.scanner.lay({name[5:]: tensor for name, tensor in rows.items() if name.startswith("scan.")})
+        tensors = {f"scan.{name}": tensor for name, tensor in packed.tensors.items()}
+        tensors |= {"ids": layout.ids, "starts": layout.starts, "counts": layout.counts}
+        tensors |= {name: tensor for name, tensor in rows.items() if not name.startswith("scan.")}
+        return [View(Segment(tensors, packed.rows))]
 
-    def codes(self, segment: Segment, slots: Tensor) -> Codes:
-        """Codes of the chosen slots, as ``encode`` gave them."""
-        if self.unpacks:
-            return self.scanner.unpack(segment.packed, slots)
-        return from_bytes(self.quantizer, segment.group("kept"), slots)
-
-    def open(self, view: View) -> Rows:
-        """The live rows of a view, ready to be sealed again."""
+    def _take(self, view: View) -> dict[str, Tensor]:
+        """Live rows out of their layout, with ``labels`` and ``ids``."""
         segment, slots = view.segment, view.alive().nonzero().squeeze(1)
-        fine = None if self.fine is None else from_bytes(self.fine, segment.group("fine"), slots)
-        vectors = segment.tensors["vectors"][slots] if self.store is not None else None
-        return Rows(segment.ids[slots], segment.labels()[slots], _narrow(self.quantizer, self.codes(segment, slots)),
-                    None if fine is None or self.fine is None else _narrow(self.fine, fine), vectors)
+        rows = {f"scan.{name}": tensor for name, tensor in self.scanner.take(segment.packed, slots).items()}
+        rows |= {name: segment.tensors[name][slots] for name in segment.tensors if name.startswith("fine.") or name == "vectors"}
+        return rows | {"ids": segment.ids[slots], "labels": segment.labels(slots)}
+
+    # ------------------------------------------------------------------ reading
 
     def decode(self, segment: Segment, slots: Tensor) -> Tensor:
         """float32 (n, dim) values of the chosen slots."""
-        given = self.lists.given(_labels_of(segment, slots))
-        return arrays.as_tensor(self.quantizer.decode(self.codes(segment, slots), given=given))
+        given = self.lists.given(segment.labels(slots))
+        return arrays.as_tensor(self.quantizer.decode(self.scanner.unpack(segment.packed, slots), given=given))
 
     def refined(self, segment: Segment, slots: Tensor) -> Tensor:
         """float32 (n, dim): the best values kept for re-ranking."""
         if self.store is not None:
             return segment.tensors["vectors"][slots].float()
         assert self.fine is not None
-        given = self.lists.given(_labels_of(segment, slots))
+        given = self.lists.given(segment.labels(slots))
         return arrays.as_tensor(self.fine.decode(from_bytes(self.fine, segment.group("fine"), slots), given=given))
 
     def refine(self, segments: Sequence[Segment], which: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
@@ -216,17 +220,6 @@ def _concatenate(parts: Sequence[Codes]) -> Codes:
 
 def _select(codes: Codes, keep: Tensor) -> Codes:
     return Codes(arrays.as_tensor(codes.indices)[keep], None if codes.side is None else arrays.as_tensor(codes.side)[keep])
-
-
-def _narrow(quantizer: Quantizer, codes: Codes) -> Codes:
-    """Indices in the quantizer's own dtype, as ``encode`` gives them."""
-    return Codes(arrays.as_tensor(codes.indices).to(quantizer.index_dtype), codes.side)
-
-
-def _labels_of(segment: Segment, slots: Tensor) -> Tensor:
-    """List of each slot: the last list that starts at or before it and is not empty."""
-    starts = segment.tensors["starts"].contiguous()
-    return torch.searchsorted(starts, slots.contiguous(), right=True) - 1
 
 
 def _parts(count: int, dim: int) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codeword.search.filters import Filter
 from codeword.search.lists import Probes
+from codeword.search.scores import scanned_metric
 from codeword.search.segments import Schema, View
 
 QUERIES = 1024
@@ -36,10 +37,10 @@ def top_k(schema: Schema, views: Sequence[View], queries: Tensor, k: int, nprobe
 def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | None], queries: Tensor, k: int, nprobe: int, rerank: int,
            num_threads: int) -> tuple[Tensor, Tensor]:
     """At most k columns; fewer where there are fewer rows."""
-    metric = "ip" if schema.metric == "cosine" else schema.metric
+    metric = scanned_metric(schema.metric)
     wanted = k * max(1, rerank)
     prepared = schema.scanner.prepare(queries, metric)
-    probes = schema.lists.probe(queries, nprobe, schema.metric)
+    probes = schema.lists.probe(queries, nprobe, metric)
     found = [_segment(schema, view, mask, prepared, probes, min(wanted, view.live), num_threads)
              for view, mask in zip(views, allowed, strict=True) if view.live]
     if not found:
@@ -49,7 +50,7 @@ def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | Non
     ids = torch.cat([i for _, _, i in found], dim=1)
     which = torch.cat([torch.full(s.shape, n) for n, (_, s, _) in enumerate(found)], dim=1)
     if schema.metric == "cosine":
-        distances = 1 + distances
+        distances = 0.5 * distances
     if len(found) > 1 or _ties(distances):
         distances, ids, slots, which = _ordered(wanted, distances, ids, slots, which)
     if rerank:

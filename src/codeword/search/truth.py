@@ -68,14 +68,15 @@ def _improve(distance: Tensor, found: Tensor, q: Tensor, rows: Tensor, names: Te
     k, d = distance.shape[1], q.shape[1]
     if k == 0 or not len(rows):
         return distance, found
-    squares = rows.square().sum(1) if metric == "l2" else torch.zeros(len(rows))
-    screen = squares - (2 if metric == "l2" else 1) * (q @ rows.mT)
+    scale = 0.5 if metric == "cosine" else 1.0  # exact distance = scale * (shift + screen)
+    squares = torch.zeros(len(rows)) if metric == "ip" else rows.square().sum(1)
+    screen = squares - (1 if metric == "ip" else 2) * (q @ rows.mT)
     # |error| <= gamma_{d+4} (2 |q| |x| + |x|^2) for any order of summation; the last term covers underflow.
     largest = float(rows.double().square().sum(1).max().sqrt())
     lengths = q.double().square().sum(1)
     bound = (d + 4) * UNIT * 1.01 * (2 * lengths.sqrt() * largest + largest**2) + (d + 4) * 1e-37
-    shift = lengths if metric == "l2" else torch.full_like(lengths, float(metric == "cosine"))
-    limit = distance[:, -1] - shift  # what the k-th best so far would screen as
+    shift = torch.zeros_like(lengths) if metric == "ip" else lengths
+    limit = distance[:, -1] / scale - shift  # what the k-th best so far would screen as
     rounding = 1e-12 * (lengths + largest**2)
     if len(rows) >= k:
         limit = torch.minimum(limit, screen.double().kthvalue(k, dim=1).values + bound)

@@ -1,0 +1,210 @@
+// Screen in float32, decide in float64. README.md has the error bound that makes the two agree with the definition.
+#include "nearest/nearest.h"
+
+#include "nearest/exact.h"
+
+namespace codeword {
+namespace CODEWORD_TARGET {
+namespace {
+
+constexpr int PANEL = 2 * F32;
+// Rows a register tile: accumulators (two vectors a row), two vectors of the panel and one entry must fit the register file.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int ROWS = 12;
+#elif defined(__AVX2__)
+constexpr int ROWS = 6;
+#else
+constexpr int ROWS = 4;
+#endif
+constexpr int64_t MAX_GROUPS = 64;
+constexpr float HUGE_SUM = 1e38f;  // below it no partial sum of the screen overflows
+const float INFINITE = __builtin_inff();
+
+// Rows that are screened together: they share each pass over the codebook.
+CODEWORD_INLINE int64_t tile_rows(const NearestBook& book) {
+    int64_t bytes = book.panel_count * PANEL * (book.d + 1) * 4;
+    int64_t rows = bytes <= 16384 ? 24 : 48;
+    return (rows + ROWS - 1) / ROWS * ROWS;
+}
+
+CODEWORD_INLINE int64_t round_up(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
+
+struct Scratch {
+    double* exact;   // the row at hand in float64, padded to a multiple of 8
+    float* tile;     // rows minus center, (tile / ROWS, d, ROWS)
+    float* maxima;   // (groups, tile, F32)
+    float* bounds;   // (groups padded to 16,)
+    float* norms;    // (tile,) |x'|; infinity where the screen may not be trusted, NaN for rows with NaN or infinity
+
+    int64_t layout(const NearestBook& book, char* at) {
+        int64_t rows = tile_rows(book), begin = (int64_t)at;
+        exact = (double*)at;
+        at += round_up(((book.d + 7) & ~int64_t{7}) * 8);
+        tile = (float*)at;
+        at += round_up(rows * book.d * 4);
+        maxima = (float*)at;
+        at += round_up(book.group_count * rows * VECTOR_BYTES);
+        bounds = (float*)at;
+        at += round_up((book.group_count + 15) * 4);
+        norms = (float*)at;
+        at += round_up(rows * 4);
+        return (int64_t)at - begin;
+    }
+};
+
+// Lane-wise maxima of x'.c' - |c'|^2/2 of ROWS rows over one panel.
+CODEWORD_INLINE void screen(const float* tile, const float* panel, int64_t d, float* maxima, bool first) {
+    f32v sums[ROWS][2];
+    CODEWORD_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        sums[r][0] = load<f32v>(panel);
+        sums[r][1] = load<f32v>(panel + F32);
+    }
+    panel += PANEL;
+    for (int64_t j = 0; j < d; ++j) {
+        f32v a = load<f32v>(panel), b = load<f32v>(panel + F32);
+        CODEWORD_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            f32v x = splat(tile[r]);
+            sums[r][0] = fma(x, a, sums[r][0]);
+            sums[r][1] = fma(x, b, sums[r][1]);
+        }
+        panel += PANEL;
+        tile += ROWS;
+    }
+    CODEWORD_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        f32v best = max(sums[r][0], sums[r][1]);
+        if (!first) best = max(best, load<f32v>(maxima + r * F32));
+        store(maxima + r * F32, best);
+    }
+}
+
+struct Best {
+    double distance;
+    int64_t index;
+};
+
+CODEWORD_INLINE void consider(const NearestBook& book, const double* xd, int64_t code, Best& best) {
+    const float* c = code >= book.tail_start ? book.tail + (code - book.tail_start) * book.d : book.codebook + code * book.d;
+    double distance = exact_distance(xd, c, book.d);
+    if (distance < best.distance || (distance == best.distance && code < best.index)) best = {distance, code};
+}
+
+// All lanes of the maxima that the bound allows to hold the nearest codeword, each standing for a codeword a vector of its group.
+CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, Best& best) {
+    // |error of a score| <= slope (|x'| C + C^2/2) + floor, C the largest |c'| of the group.
+    double unit = (book.d + 8) * 0x1p-24;
+    float slope = unit < 0.25 ? (float)(1.01 * unit / (1 - unit)) : INFINITE, floor = (float)((book.d + 8) * 0x1p-148);
+    for (int64_t g = 0; g < book.group_count; g += F32) {
+        f32v largest = load<f32v>(book.groups + g);
+        f32v sum = largest * (largest * 0.5f + norm);
+        store(s.bounds + g, sum < HUGE_SUM ? sum * slope + floor : splat(INFINITE));
+    }
+    f32v sure = splat(-INFINITE);
+    for (int64_t g = 0; g < book.group_count; ++g) sure = max(load<f32v>(maxima + g * stride) - s.bounds[g], sure);
+    float lower = highest(sure);
+    // The definition itself rounds: its least distance may belong to a codeword that is farther by this much.
+    double slack = (book.d + 64) * 0x1p-54 * (1.0001 * norm * norm + 2.0 * __builtin_fabsf(lower));
+    float limit = (float)(lower - slack - 0x1p-22 * __builtin_fabsf(lower) - 0x1p-126);
+    if (!(limit > -INFINITE)) limit = -INFINITE;
+    for (int64_t g = 0; g < book.group_count; ++g) {
+        // Written so that NaN, which only an overflowing group can hold, counts as a hit.
+        uint32_t hits = any_of(~(load<f32v>(maxima + g * stride) + s.bounds[g] < limit));
+        while (hits) {
+            int lane = __builtin_ctz(hits);
+            hits &= hits - 1;
+            int64_t from = g * book.panels_per_group * PANEL + lane;
+            int64_t to = from + book.panels_per_group * PANEL;
+            for (int64_t code = from; code < to && code < book.k; code += F32) consider(book, s.exact, code, best);
+        }
+    }
+}
+
+// Puts rows start..start+count-1 minus center into the tile, and their norms.
+CODEWORD_INLINE void fill_tile(const NearestBook& book, const Scratch& s, const float* x, int64_t start, int64_t count) {
+    int64_t d = book.d;
+    for (int64_t base = 0; base < count; base += ROWS) {
+        float* block = s.tile + base * d;
+        for (int r = 0; r < ROWS; ++r) {
+            const float* row = x + (start + base + r) * d;
+            bool real = base + r < count;
+            double sum = 0;
+            for (int64_t j = 0; j < d; ++j) {
+                float v = real ? row[j] - book.center[j] : 0;
+                block[j * ROWS + r] = v;
+                sum += (double)v * v;
+            }
+            if (real) s.norms[base + r] = sum < 1e37 ? (float)__builtin_sqrt(sum) : INFINITE;
+        }
+    }
+}
+
+CODEWORD_INLINE bool all_finite(const float* x, int64_t d) {
+    bool finite = true;
+    for (int64_t j = 0; j < d; ++j) finite &= x[j] - x[j] == 0;
+    return finite;
+}
+
+}  // namespace
+
+int64_t nearest_panel() { return PANEL; }
+
+int64_t nearest_scratch(const NearestBook& book) {
+    Scratch s;
+    return s.layout(book, nullptr);
+}
+
+void nearest_prepare(const float* codebook, const float* center, float* panels, float* norms, int64_t k, int64_t d,
+                     int64_t start, int64_t stop) {
+    for (int64_t p = start; p < stop; ++p) {
+        float* panel = panels + p * PANEL * (d + 1);
+        double largest = 0;
+        for (int lane = 0; lane < PANEL; ++lane) {
+            int64_t code = p * PANEL + lane;
+            double sum = 0;
+            for (int64_t j = 0; j < d; ++j) {
+                float v = code < k ? codebook[code * d + j] - center[j] : 0;
+                panel[(j + 1) * PANEL + lane] = v;
+                sum += (double)v * v;
+            }
+            panel[lane] = code < k ? (float)(-0.5 * sum) : -INFINITE;
+            if (!(sum <= largest)) largest = sum;
+        }
+        norms[p] = largest < 1e37 ? (float)(__builtin_sqrt(largest) * 1.000001) : INFINITE;
+    }
+}
+
+void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
+                  int64_t start, int64_t stop) {
+    Scratch s;
+    s.layout(book, (char*)scratch);
+    int64_t d = book.d, tile = tile_rows(book), stride = tile * F32;
+    for (int64_t j = d; j < ((d + 7) & ~int64_t{7}); ++j) s.exact[j] = 0;
+    for (int64_t at = start; at < stop; at += tile) {
+        int64_t count = stop - at < tile ? stop - at : tile;
+        if (book.screen) {
+            fill_tile(book, s, x, at, count);
+            for (int64_t p = 0; p < book.panel_count; ++p) {
+                int64_t g = p / book.panels_per_group;
+                bool first = p == g * book.panels_per_group;
+                for (int64_t base = 0; base < count; base += ROWS)
+                    screen(s.tile + base * d, book.panels + p * PANEL * (d + 1), d, s.maxima + g * stride + base * F32, first);
+            }
+        }
+        for (int64_t r = 0; r < count; ++r) {
+            const float* row = x + (at + r) * d;
+            for (int64_t j = 0; j < d; ++j) s.exact[j] = row[j];
+            Best best = {__builtin_inf(), INT64_MAX};
+            if (!all_finite(row, d)) best = {__builtin_nan(""), 0};
+            else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], best);
+            else
+                for (int64_t code = 0; code < book.k; ++code) consider(book, s.exact, code, best);
+            indices[at + r] = best.index;
+            distances[at + r] = (float)best.distance;
+        }
+    }
+}
+
+}  // namespace CODEWORD_TARGET
+}  // namespace codeword

@@ -1,0 +1,36 @@
+// Index and squared distance of the nearest codeword; see README.md.
+#pragma once
+#include <stdint.h>
+
+#include "target.h"
+
+namespace codeword {
+
+// A codebook prepared for the screen. Panels hold the codewords that the vector lanes of one tile work on, groups are consecutive panels
+// that share their maxima.
+struct NearestBook {
+    const float* codebook;   // (k, d)
+    const float* tail;       // codewords tail_start..k-1 followed by 8 zeros: the others may be read up to a multiple of 8 entries
+    int64_t tail_start;
+    const float* center;     // (d,) subtracted from rows and codewords in the screen: any value is right, the middle gives small bounds
+    const float* panels;     // (panels, 1 + d, panel width): -|c'|^2/2, then c' entry by entry
+    const float* norms;      // (panels,) the largest |c'| of a panel
+    const float* groups;     // (groups padded to 16,) the largest |c'| of a group
+    int64_t k, d, panel_count, group_count, panels_per_group;
+    bool screen;             // false: score every codeword exactly (few rows)
+};
+
+}  // namespace codeword
+
+CODEWORD_EACH_TARGET(
+    // Codewords a panel.
+    int64_t nearest_panel();
+    // Writes panels start..stop-1 and their norms.
+    void nearest_prepare(const float* codebook, const float* center, float* panels, float* norms, int64_t k, int64_t d,
+                         int64_t start, int64_t stop);
+    // Bytes of scratch memory, aligned to 64, that one call of nearest_rows needs.
+    int64_t nearest_scratch(const NearestBook& book);
+    // Rows start..stop-1 of x (n, d).
+    void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
+                      int64_t start, int64_t stop);
+)
