@@ -111,7 +111,7 @@ class Quantizer(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 self._fit(rows, row_weights)
         except torch.linalg.LinAlgError as error:
-            raise ShapeError(f"{self.name}.fit could not factor the data's moments ({error}); the values are too large or too unequal") from error
+            raise ShapeError(f"{self.name}.fit could not factor the data's moments: too large or too unequal values ({error})") from error
         self._require_finite_state()
         self.fitted = True
         return self

@@ -29,8 +29,8 @@ def sizes(group: int, limit: int) -> tuple[int, ...]:
     column, found = [1] * (group + 1), []
     while len(found) < MAX_PULSES:
         following = [0]
-        for l in range(1, group + 1):
-            following.append(following[l - 1] + column[l] + column[l - 1])
+        for left, above in zip(column[1:], column, strict=False):
+            following.append(following[-1] + left + above)
         if following[group] > limit:
             break
         found.append(following[group])
@@ -82,9 +82,10 @@ def _project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     total = _ordered_sum(size)
     usable = torch.isfinite(total) & (total > 0)
     size = torch.where(usable.unsqueeze(1), size, 0.0)
-    odd = torch.where(usable.unsqueeze(1), 2 * torch.floor(size * (pulses / total).unsqueeze(1)) + 1, 1.0)  # 2y + 1: what a pulse adds to |y|^2
-    dot, energy = _ordered_sum(size * (odd - 1)) / 2, (odd - 1).square().sum(1) / 4  # integers below 2^53 add up exactly in any order
-    missing = pulses - ((odd - 1).sum(1) / 2).to(torch.int64)
+    point = torch.where(usable.unsqueeze(1), torch.floor(size * (pulses / total).unsqueeze(1)), 0.0)
+    odd = 2 * point + 1  # what one more pulse adds to |y|^2
+    dot, energy = _ordered_sum(size * point), point.square().sum(1)  # integers below 2^53 add up exactly in any order
+    missing = pulses - point.sum(1).to(torch.int64)
     order = torch.argsort(missing, descending=True, stable=True)  # groups that still miss a pulse stand in front
     size, odd, dot, energy, missing = size[order], odd[order], dot[order], energy[order], missing[order]
     rows = torch.arange(len(x), device=x.device)

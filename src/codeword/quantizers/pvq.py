@@ -51,7 +51,7 @@ class PVQ(Quantizer):
             raise CodewordError(f"pvq got gain_bits={gain_bits}; 0..{MAX_GAIN_BITS} are allowed")
         sizes = pyramid.sizes(group, (pyramid.LIMIT - 1) >> gain_bits)
         if not 1 <= pulses <= len(sizes):
-            raise CodewordError(f"pvq got pulses={pulses} for group={group} and gain_bits={gain_bits}; 1..{len(sizes)} keep an index below 2^63")
+            raise CodewordError(f"pvq got pulses={pulses}; 1..{len(sizes)} keep an index of group={group}, gain_bits={gain_bits} below 2^63")
         self.dim, self.group, self.pulses, self.gain_bits = dim, group, pulses, gain_bits
         self.levels = (sizes[pulses - 1] << gain_bits,) * (dim // group)
         self.gains: Tensor
