@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from codeword.errors import CodewordError, FormatError, ShapeError, Unsupported
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts import pyramid
 from codeword.parts.lloyd import lloyd_levels, midpoints
 from codeword.quantizer import Quantizer
@@ -79,10 +79,7 @@ class PVQ(Quantizer):
         for part in rows.unflatten(1, (-1, self.group)).unbind(1):
             _, gain = pyramid.project(part.contiguous(), self.pulses)
             levels.append(lloyd_levels(gain, 1 << self.gain_bits, weights))
-        gains = torch.stack(levels).float()
-        if not bool(torch.isfinite(gains).all()):
-            raise ShapeError("pvq.fit got values so large that the norm of a group leaves float32; scale them down")
-        self.gains.copy_(gains)
+        self.gains.copy_(torch.stack(levels))
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         groups = self.dim // self.group

@@ -9,7 +9,7 @@ rotation what the code misses is orthogonal noise, so inner products with the co
     <r, s>  ~  kappa <x_, s>,  kappa = |r|^2/<r, x_>    unbiased; sigma = |r||s| sqrt((1/cos^2 - 1)/(d - 1)), cos = cos(x_, r)
 
 ``scale`` and ``|r|`` are the side information: B + 64/dim bits a dimension. Cost: O(2^B d log d) a vector, or O(d) with ``fast=True``,
-which takes the optimal uniform step for a Gaussian (Max 1960) instead of searching and loses a little of the cosine.
+which takes the best uniform step for a Gaussian (Max 1960) instead of searching and loses a little of the cosine.
 
 A scan needs neither table nor decoding. With c the list's centroid, m the center, c' = c + m and q~ = P(q - m),
 
@@ -109,8 +109,10 @@ class RaBitQ(Quantizer):
         return self.center + side[:, :1].float() * ops.rotate(points, self.signs, inverse=True)
 
     def _constant_step(self, magnitudes: Tensor) -> Tensor:
-        """Cells by the step that is optimal for Gaussian entries of this row's mean square."""
+        """Cells by the step that is optimal for Gaussian entries of this row's mean square, or the one that just reaches the row's
+        largest entry where that is finer."""
         step = GAUSSIAN_STEP[self.code_bits - 1] * _norm(magnitudes) / math.sqrt(self.dim)
+        step = torch.minimum(step, magnitudes.amax(1).double() / (1 << (self.code_bits - 1)))
         cells = (magnitudes.double() / step.clamp(min=1e-300).unsqueeze(1)).nan_to_num().floor()
         return cells.clamp(max=(1 << (self.code_bits - 1)) - 1).to(torch.int64)
 
@@ -148,6 +150,10 @@ class RaBitQ(Quantizer):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         return scan.lay(rows, blocks=("planes", "factors", "centers"))
+
+    def check(self, packed: Packed) -> None:
+        for name in packed.tensors.keys() - {"planes", "rest"}:  # any bits are a code
+            arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
 
     def _pack_some(self, indices: Tensor, side: Tensor, point: Tensor) -> dict[str, Tensor]:
         fill = (0, 0, 0, -len(indices) % BLOCK)

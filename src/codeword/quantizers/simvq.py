@@ -61,6 +61,8 @@ class SimVQ(Quantizer):
         mean, variance = moments(rows, weights)
         length = math.sqrt(math.fsum(variance.tolist()))
         scaled = (rows - mean.float()) / (length if length > 0 else 1.0)
+        if not bool(torch.isfinite(scaled).all()):
+            raise CodewordError(f"simvq.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
         self._start()
         minimise(lambda batch: self._forward(batch, None)[3], [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)

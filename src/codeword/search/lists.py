@@ -1,7 +1,8 @@
 """Lists of an inverted file (Sivic and Zisserman 2003; Jegou et al. 2011): k-means centroids route rows and queries.
 
 A row belongs to the list of its nearest centroid in L2 (exactly, ``ops.nearest``). A query visits the ``nprobe`` lists that come first
-by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the residual x - c, so a scan needs, per query and visited list,
+by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the residual x - c, so a scan needs,
+per query and visited list,
 
     coarse(q, c) = |q - c|^2  (l2)      -<q, c>  (ip)
 
