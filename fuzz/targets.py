@@ -77,7 +77,8 @@ def codes_file(data: bytes) -> None:
         levels = [level for level, count in header["levels"] for _ in range(count)]
         rows = np.asarray(codes.indices).reshape(-1, len(levels))
         assert (rows.astype(np.uint64) < np.array(levels, dtype=np.uint64)).all()
-        assert ops.pack(torch.from_numpy(rows.astype(np.int64)), [(level - 1).bit_length() for level in levels]).equal(raw["indices"])
+        widths = [(level - 1).bit_length() for level in levels]
+        assert ops.pack(torch.from_numpy(rows.astype(np.int64)), widths).equal(raw["indices"])
 
 
 def manifest(data: bytes) -> None:
@@ -128,7 +129,8 @@ def seeds(name: str) -> Iterator[bytes]:
     files = {sample.name: sample.data for sample in io_samples.all_files()}
     if name == "spec":
         yield from (entry.example_spec.encode() for entry in catalog.QUANTIZERS)
-        yield from (b"residual(vq:codebook_size=256;projected(fsq:grid=8x5x5)):stages=3", b"vq:codebook_size=1e3,learning=ema,seed=-1,x=none")
+        yield from (b"residual(vq:codebook_size=256;projected(fsq:grid=8x5x5)):stages=3",
+                    b"vq:codebook_size=1e3,learning=ema,seed=-1,x=none")
         return
     if name in ("json", "manifest", "job"):
         data = files[{"json": "manifest"}.get(name, name)]

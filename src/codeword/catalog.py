@@ -168,7 +168,7 @@ def _option(pair: str, spec: str) -> tuple[str, Any]:
     key, sign, value = pair.partition("=")
     if not sign or not key.isidentifier():
         raise CodewordError(f"option {pair!r} in spec {spec!r} is not key=value")
-    return key, _value(value)
+    return key, _value(value.strip())
 
 
 def _value(text: str) -> Any:
@@ -180,7 +180,7 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             pass
-    if "x" in text and all(part.isdigit() for part in text.split("x")):
+    if "x" in text and all(part.isdecimal() for part in text.split("x")):
         return [int(part) for part in text.split("x")]
     return text
 

@@ -19,7 +19,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, Self
 
 import numpy as np
 import torch
@@ -84,6 +84,8 @@ class Quantizer(nn.Module):
     side_dtype: torch.dtype = torch.float32
     learns: bool = True
     """False for lattices and other codebooks that exist without data: they are fitted from the start."""
+    later_arguments: ClassVar[dict[str, Any]] = {}
+    """Arguments added after files of this class existed, each with the value that means what there was before."""
     takes_metric: bool = False
     """True where ``encode(metric=)`` minimises the quadratic form instead of the plain L2 error."""
     commitment: float = 0.25

@@ -148,7 +148,8 @@ def tensor_file(data: bytes) -> Iterator[Bad]:
     yield Bad("no magic brace", data[:8] + b" " + data[9:], "magic")
     yield Bad("byte-order mark", data[:8] + b"\xef\xbb\xbf" + data[8:-3] + data[-3:], "magic")
     yield Bad("not UTF-8", data[:20] + b"\xff" + data[21:], "header")
-    yield Bad("utf-8 letter", sealed(lambda p: p.header.update(x="a"), inner=lambda t: t.replace('"x":"a"', '"x":"é"'), dump=_loose), "header")
+    yield Bad("utf-8 letter", sealed(lambda p: p.header.update(x="a"), inner=lambda t: t.replace('"x":"a"', '"x":"é"'), dump=_loose),
+              "header")
     yield Bad("newline behind the header", head[:-1] + b"\n" + payload, "digest")
     yield Bad("NUL behind the header", head[:-1] + b"\0" + payload, "header")
 
@@ -194,7 +195,8 @@ def tensor_file(data: bytes) -> Iterator[Bad]:
                         (True, "header"), (1.0, "header"), (None, "header")):
         yield Bad(f"version {value!r}", sealed(lambda p, v=value: p.record.update(version=v)), code)
     for key in ("digest", "header", "sha256", "version"):
-        yield Bad(f"without {key}", sealed(lambda p, k=key: p.record.update(digest=None) if k == "digest" else p.record.pop(k)), "missing-key")
+        yield Bad(f"without {key}", sealed(lambda p, k=key: p.record.update(digest=None) if k == "digest" else p.record.pop(k)),
+                  "missing-key")
     yield Bad("header is a list", sealed(lambda p: p.record.update(header=[])), "header")
     yield Bad("digests are a list", sealed(lambda p: p.record.update(sha256=[])), "header")
     yield Bad("digest of no tensor", sealed(lambda p: p.record["sha256"].update(nothing="0" * 64)), "unknown-key")
@@ -252,7 +254,8 @@ def _tensor_entries(data: bytes, sealed: Callable[..., bytes]) -> Iterator[Bad]:
     yield Bad("tensor digest wrong", sealed(lambda p: p.record["sha256"].update({name: "0" * 64})), "digest")
     yield Bad("tensor gone", sealed(lambda p: p.rebuild({k: v for k, v in p.contents().items() if k != name}) and p.record["sha256"].update(
         {name: "0" * 64})), "unknown-key")
-    yield Bad("stray filler", sealed(lambda p: p.entries.update({"_pad.77": {"data_offsets": [0, 0], "dtype": "U8", "shape": [0]}})), "layout")
+    stray = {"data_offsets": [0, 0], "dtype": "U8", "shape": [0]}
+    yield Bad("stray filler", sealed(lambda p: p.entries.update({"_pad.77": stray})), "layout")
     for bad in ("../x", "a/b", "a b", "a\\b", "ü", "-x", "x" * 201, ".hidden"):
         yield Bad(f"tensor named {bad[:12]!r}", sealed(lambda p, b=bad: _rename(p, name, b)), "name")
     fillers = [n for n in parts.entries if n.startswith("_pad.")]

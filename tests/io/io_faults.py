@@ -13,7 +13,8 @@ from codeword.io import files
 ERRORS = {"permission": errno.EACCES, "disk-full": errno.ENOSPC, "interrupted": errno.EINTR, "read-only": errno.EROFS,
           "cross-device": errno.EXDEV, "io": errno.EIO}
 
-CALLS = ("open_new", "open_append", "open_folder", "lock", "write", "chmod", "fsync", "close", "rename", "unlink", "mkdir", "listdir", "stat")
+CALLS = ("open_new", "open_append", "open_folder", "lock", "write", "chmod", "fsync", "close", "rename", "unlink", "mkdir",
+         "listdir", "stat")
 
 
 class Faults(files.System):

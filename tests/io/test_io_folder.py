@@ -183,12 +183,13 @@ def test_a_damaged_export_leaves_nothing(home, tmp_path):
 def bad_names(good: str, outside: Path) -> list[str]:
     digest = good.partition("-")[2]
     return [
-        "", ".", "..", "/", "../outside.cw", f"../d/{good}", str(outside), f"./{good}", f"sub/{good}", f"{good}/", f"..\\{good}", "C:\\x.cw",
-        f"C:{good}", "\\\\host\\share\\x.cw", f"//host/{good}", "file:///etc/passwd", "/dev/zero", "/proc/self/environ", "~/x.cw", "$HOME/x.cw",
-        "con", "nul.cw", "COM1.cw", good.upper(), good.capitalize(), f" {good}", f"{good} ", f"{good}\n", f"{good}.", f"{good}:stream",
-        f"x-{digest[:-4]}.cw", f"{'p' * 33}-{digest}", f"part-{'0' * 17}.cw", f"part-{'0' * 15}.cw", f"part_{digest}", f"pаrt-{digest}",
-        f"part-{digest[:-3]}.сw", f"p\u0301art-{digest}", f"part-{'０' * 16}.cw", f"part\u202e-{digest}", "x" * 300, "manifest.json", "a*.cw",
-        f".part-{digest}", f"-{digest}", f"part--{digest}", f"part-{digest}.cw", "part-ABCDEF0123456789.cw",
+        "", ".", "..", "/", "../outside.cw", f"../d/{good}", str(outside), f"./{good}", f"sub/{good}", f"{good}/", f"..\\{good}",
+        "C:\\x.cw", f"C:{good}", "\\\\host\\share\\x.cw", f"//host/{good}", "file:///etc/passwd", "/dev/zero", "/proc/self/environ",
+        "~/x.cw", "$HOME/x.cw", "con", "nul.cw", "COM1.cw", good.upper(), good.capitalize(), f" {good}", f"{good} ", f"{good}\n",
+        f"{good}.", f"{good}:stream", f"x-{digest[:-4]}.cw", f"{'p' * 33}-{digest}", f"part-{'0' * 17}.cw", f"part-{'0' * 15}.cw",
+        f"part_{digest}", f"pаrt-{digest}", f"part-{digest[:-3]}.сw", f"p\u0301art-{digest}", f"part-{'０' * 16}.cw",
+        f"part\u202e-{digest}", "x" * 300, "manifest.json", "a*.cw", f".part-{digest}", f"-{digest}", f"part--{digest}",
+        f"part-{digest}.cw", "part-ABCDEF0123456789.cw",
     ]
 
 
@@ -249,7 +250,8 @@ def _other(path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "code"), [
     (Path.unlink, "file"), (_replace_by(os.mkdir), "file"), (_replace_by(os.mkfifo), "file"), (_link, "file"), (_flip, "digest"),
-    (_grow, "trailing"), (lambda p: p.write_bytes(b""), "empty"), (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated"), (_other, "digest"),
+    (_grow, "trailing"), (lambda p: p.write_bytes(b""), "empty"), (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated"),
+    (_other, "digest"),
     (lambda p: tensors.write_tensors(p, {"x": torch.arange(3)}, {"kind": "quantizer"}), "digest"),
 ])
 def test_damaged_segments(damage, code, home):
@@ -283,7 +285,8 @@ def test_impossible_manifests(home):
         ({"files": {name: {**entry, "size": entry["size"] + 1}}}, "digest"), ({"files": {name: {**entry, "size": -1}}}, "value"),
         ({"files": {name: {**entry, "size": 1 << 62}}}, "digest"), ({"files": {name: {**entry, "size": 1.0}}}, "header"),
         ({"files": {name: {**entry, "sha256": "0" * 64}}}, "name"), ({"files": {name: {**entry, "sha256": entry["sha256"][:16]}}}, "name"),
-        ({"files": {name: {**entry, "sha256": entry["sha256"][:16] + "0" * 48}}}, "digest"), ({"files": {name: {**entry, "path": "x"}}}, "unknown-key"),
+        ({"files": {name: {**entry, "sha256": entry["sha256"][:16] + "0" * 48}}}, "digest"),
+        ({"files": {name: {**entry, "path": "x"}}}, "unknown-key"),
         ({"files": {name: record["files"][other]}}, "name"), ({"files": {name: {"size": 1}}}, "missing-key"),
     ):
         assert code_of(home, {**record, **change}) == code, change

@@ -192,8 +192,8 @@ CHILD = textwrap.dedent("""
 
 def child(home: Path, seconds: float) -> subprocess.Popen:
     source = str(Path(codeword.__file__).parents[1])
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(home), str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                            env={**os.environ, "PYTHONPATH": source})
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(home), str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                            text=True, env={**os.environ, "PYTHONPATH": source})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import itertools
 import json
@@ -32,17 +33,20 @@ MIB = 1 << 20
 # ---------------------------------------------------------------------- R8
 
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "ctypes", "code", "runpy"}
-BANNED_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "torch.hub.load", "torch.jit.load", "os.system", "os.popen",
-                "np.fromregex", "importlib.reload", "pickle.loads"}
+BANNED_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "torch.hub.load", "torch.jit.load", "os.system",
+                "os.popen", "np.fromregex", "importlib.reload", "pickle.loads"}
 IMPORTS_BY_NAME = {
     "__init__.py": "public names from a literal table",
     "data/__init__.py": "public names from a literal table",
+    "cli/about.py": "a room that may be missing, by a literal name",
     "catalog.py": "the catalog's own literal table: the one place where a name from a file becomes a class",
     "ops/dispatch.py": "the native module, whose name is a literal",
     "claims/run.py": "a claim by the name that the caller typed; names in files never come here",
 }
 WRITES = {"io/files.py": "the one writer", "cli/app.py": "/dev/null in place of a closed pipe",
           "cli/demo.py": "marks the demo's folder as its own before anything is in it"}
+WRITING_CALLS = {"os.replace", "os.rename", "os.open", "shutil.move", "shutil.copy", "shutil.copyfile", "torch.save"}
+WRITING_METHODS = {"write_text", "write_bytes", "tofile", "fdopen", "NamedTemporaryFile"}
 
 
 def _calls(path: Path):
@@ -61,7 +65,8 @@ def test_no_source_runs_code_from_data():
     wrong = []
     for name, path in _sources():
         for node in ast.walk(ast.parse(path.read_text())):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [(name, module) for module in modules if module.partition(".")[0] in BANNED_MODULES]
         for call, node in _calls(path):
             if call in BANNED_CALLS or call.startswith(("pickle.", "marshal.")):
@@ -82,10 +87,9 @@ def test_one_module_writes_files():
             last = call.rpartition(".")[2]
             modes = [ast.unparse(a) for a in (*node.args, *[k.value for k in node.keywords if k.arg == "mode"])]
             opens = last == "open" and any(mode.strip("'\"b") in ("w", "a", "x", "r+", "w+", "a+", "x+") for mode in modes)
-            if opens or last in ("write_text", "write_bytes", "tofile", "fdopen", "NamedTemporaryFile") and not name.startswith("io/") or \
-                    call in ("os.replace", "os.rename", "os.open", "shutil.move", "shutil.copy", "shutil.copyfile", "torch.save"):
-                if not (name.startswith("io/") and call in ("os.open", "os.fdopen")):
-                    wrong.append((name, call))
+            reads = name.startswith("io/") and call == "os.fdopen"
+            if opens or ((call in WRITING_CALLS or last in WRITING_METHODS) and not reads):
+                wrong.append((name, call))
     assert not wrong
 
 
@@ -132,10 +136,8 @@ def test_booby_traps_do_not_go_off(tmp_path):
         for path in (tmp_path / f"{name}.cw", tmp_path / f"{name}.npy", tmp_path / f"{name}.pt"):
             path.write_bytes(data)
             for read in readers:
-                try:
+                with contextlib.suppress(CodewordError):
                     read(path)
-                except CodewordError:
-                    pass
             assert verify.verify(path)
             home = tmp_path / f"{path.name}.d"
             home.mkdir()
@@ -146,7 +148,10 @@ def test_booby_traps_do_not_go_off(tmp_path):
     for name in ("pickle", "npy"):  # and the traps are live ones
         with pytest.raises(FileExistsError):
             for _ in range(2):
-                pickle.loads(traps["pickle"]) if name == "pickle" else np.load(io.BytesIO(traps["npy"]), allow_pickle=True)
+                if name == "pickle":
+                    pickle.loads(traps["pickle"])  # noqa: S301
+                else:
+                    np.load(io.BytesIO(traps["npy"]), allow_pickle=True)
         assert marker.exists()
         marker.rmdir()
 
@@ -187,13 +192,10 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def _measure(home: Path, limit: int = 0) -> dict[str, tuple[str, float, float]]:
+def _measure(home: Path) -> dict[str, tuple[str, float, float]]:
     """{name: (code, CPU seconds, MiB that reading took above what was resident)} of all files in home/bad, read by a fresh process."""
-    def cap() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    done = subprocess.run([sys.executable, "-c", CHILD, str(home)], capture_output=True, text=True, timeout=250,
-                          env={**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}, preexec_fn=cap if limit else None, check=False)
+    done = subprocess.run([sys.executable, "-c", CHILD, str(home)], capture_output=True, text=True, timeout=250, check=False,
+                          env={**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

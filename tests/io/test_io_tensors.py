@@ -37,11 +37,14 @@ def test_round_trip_of_every_dtype(mmap, tmp_path):
     assert all(equal(found[name], given[name]) for name in given)
 
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc\"é", max_size=3), inner, max_size=3),
+                    max_leaves=8)
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(sorted(tensors._TORCH.values())), st.lists(st.integers(0, 5), max_size=4)), max_size=6),
-       st.recursive(st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) |
-                    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc\"é", max_size=3), inner, max_size=3), max_leaves=8))
+@given(st.lists(st.tuples(st.sampled_from(sorted(tensors._TORCH.values())), st.lists(st.integers(0, 5), max_size=4)), max_size=6), JSON)
 def test_round_trip_of_anything(tmp_path_factory, specs, extra):
     path = tmp_path_factory.mktemp("t") / "t.cw"
     given = {f"t{i}": torch.randint(0, 2, shape).to(getattr(torch, kind)) for i, (kind, shape) in enumerate(specs)}
@@ -132,9 +135,9 @@ def test_a_header_of_several_pages(tmp_path):
 
 
 def test_more_than_fits_is_refused_by_the_writer(tmp_path):
-    for given, header in (({}, {"x": "y" * (5 << 20)}), ({f"t{i}": np.zeros(0) for i in range(10_001)}, {})):
+    for content, header in (({}, {"x": "y" * (5 << 20)}), ({f"t{i}": np.zeros(0) for i in range(10_001)}, {})):
         with pytest.raises(CodewordError):
-            tensors.write_tensors(tmp_path / "t.cw", given, header)
+            tensors.write_tensors(tmp_path / "t.cw", content, header)
 
 
 def test_whatever_is_written_can_be_read(tmp_path):
@@ -151,8 +154,8 @@ def test_whatever_is_written_can_be_read(tmp_path):
 # ---------------------------------------------------------------------- canonical JSON
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1 << 63, -(1 << 63), (1,), {1: 2}, {"a": {1}}, b"x", np.float32(1), np.int64(1), "\0",
-                                   "\ud800", object(), torch.tensor(1), [[[]] * 3, {"x": complex(1)}], Path("x")])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1 << 63, -(1 << 63), (1,), {1: 2}, {"a": {1}}, b"x", np.float32(1), np.int64(1),
+                                   "\0", "\ud800", object(), torch.tensor(1), [[[]] * 3, {"x": complex(1)}], Path("x")])
 def test_values_without_canonical_text(value):
     with pytest.raises(CodewordError, match="canonical JSON"):
         canonical.encode({"x": value})
@@ -188,6 +191,7 @@ def test_every_finite_double_survives(bits):
 
 
 def test_known_text():
-    assert canonical.encode({"b": [1, -0.5, 1e300, None], "a": "é\"\n", "B": True}) == b'{"B":true,"a":"\\u00e9\\"\\n","b":[1,-0.5,1e+300,null]}'
+    value = {"b": [1, -0.5, 1e300, None], "a": "é\"\n", "B": True}
+    assert canonical.encode(value) == b'{"B":true,"a":"\\u00e9\\"\\n","b":[1,-0.5,1e+300,null]}'
     digest = hashlib.sha256(b'{"a":1,"digest":"' + b"0" * 64 + b'"}').hexdigest().encode()
     assert canonical.sealed({"a": 1}) == b'{"a":1,"digest":"' + digest + b'"}'

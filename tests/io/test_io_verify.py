@@ -105,11 +105,25 @@ def test_leftovers_are_no_damage(home):
     assert verify.describe(home / "d")["unreferenced"] == ["part-0123456789abcdef.cw"]
 
 
+def test_an_index_is_checked_beyond_its_bytes(tmp_path):
+    rows = io_samples.rows(16, 60)
+    index = codeword.Index(dim=16, metric="l2", quantizer="pq:num_codebooks=4,codebook_size=8", nlist=2)
+    index.fit(rows)
+    index.add(rows)
+    index.save(tmp_path / "a.cw")
+    assert status(tmp_path / "a.cw") == (0, [])
+    with folder.Folder.open(tmp_path / "a.cw") as opened:  # whole bytes, but half of the index
+        opened.commit(opened.meta, opened.segments[:1])
+    code, found = status(tmp_path / "a.cw")
+    assert code == 1 and found
+
+
 def test_describing_imports_no_torch(home):
     code = ("import sys; from codeword.io import verify\n"
             "for path in sys.argv[1:]: verify.describe(path)\n"
             "assert verify.verify(sys.argv[3]) == [] == verify.verify(sys.argv[4])\n"
             "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code, *(str(home / name) for name in ("q.cw", "c.cw", "t.cw", "d", "j"))], capture_output=True,
-                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(Path(codeword.__file__).parents[1])})
+    paths = [str(home / name) for name in ("q.cw", "c.cw", "t.cw", "d", "j")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(codeword.__file__).parents[1])})
     assert done.returncode == 0, done.stderr

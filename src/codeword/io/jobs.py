@@ -43,7 +43,8 @@ WHOLE_DIGEST_BYTES = 1 << 26
 
 
 class Run(NamedTuple):
-    """What ``Job.run`` did: units finished before, now, and in all; ``interrupted`` where a signal asked it to end, if only in the last unit."""
+    """What ``Job.run`` did: units finished before, now, and in all; ``interrupted`` where a signal asked it to end, if only in the
+    last unit."""
 
     before: int
     now: int

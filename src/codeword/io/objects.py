@@ -1,7 +1,7 @@
 """Quantizers and codes as files. A quantizer is saved as what it was built from, what fitting decided, and its tensors:
 
     object       {"quantizer": name, "config": {...}, "structure": {...}}; a quantizer inside a configuration is such an object again
-    fingerprint  16 hex digits of the SHA-256 over object (arguments at their defaults left out) and tensors (dtype, shape, digest)
+    fingerprint  16 hex digits of the SHA-256 over object and tensors (dtype, shape, digest)
 
 Loading reads the tensors (never more memory than the file has bytes), resolves the name through the catalog, runs the constructor on
 torch's meta device, ``restore``s the structure, compares every tensor with what the constructor declared, and only then assigns them.
@@ -14,6 +14,8 @@ So a configuration that asks for a codebook of a terabyte allocates nothing and 
 4. ``structure`` holds what fitting decided about shapes; ``restore`` checks it like any stranger's input and allocates with
    factory functions. A combinator's ``structure`` covers the quantizers it made itself; those it was given are saved with their own.
 5. ``check_state`` refuses impossible values. After that nothing is trusted less than program data.
+6. An argument that a later release adds stands in ``later_arguments`` with the value that means what there was before. At that value
+   it is not stored, so old files load, and old fingerprints and bytes stay. Defaults may change: every other argument is stored.
 
 Codes are one bit string (``ops.pack``) with their levels, shape and the quantizer's fingerprint; every index is checked against its
 level on loading.
@@ -127,7 +129,10 @@ def _record(quantizer: Quantizer) -> dict[str, Any]:
     if quantizer.dim > MAX_DIM or total > MAX_TOTAL_DIM or len(parts) > MAX_PARTS:
         raise Unsupported(f"{name} has dim={quantizer.dim}, and {len(parts)} quantizers of {total} dimensions in all; files hold up to "
                           f"{MAX_DIM}, {MAX_PARTS} and {MAX_TOTAL_DIM}")
-    return {"config": {key: _plain(value) for key, value in quantizer.config.items()}, "quantizer": name, "structure": quantizer.structure}
+    config = {key: _plain(value) for key, value in quantizer.config.items()}
+    later = type(quantizer).later_arguments
+    config = {key: value for key, value in config.items() if key not in later or later[key] != value}
+    return {"config": config, "quantizer": name, "structure": quantizer.structure}
 
 
 def _plain(value: Any) -> Any:
@@ -144,24 +149,12 @@ def _state(quantizer: Quantizer) -> dict[str, Tensor]:
 
 def _fingerprint(record: dict[str, Any], state: Mapping[str, Tensor]) -> str:
     digests = {name: [_NAMES[str(t.dtype).removeprefix("torch.")], list(t.shape), _digest(t)] for name, t in state.items()}
-    return hashlib.sha256(canonical.encode({"object": _without_defaults(record), "tensors": digests})).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode({"object": record, "tensors": digests})).hexdigest()[:16]
 
 
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
-
-
-def _without_defaults(record: Any) -> Any:
-    """An argument that a later release adds, at its default, must not change old fingerprints."""
-    if isinstance(record, list):
-        return [_without_defaults(item) for item in record]
-    if not _is_record(record):
-        return record
-    defaults = {key: p.default for key, p in inspect.signature(catalog.quantizer_class(record["quantizer"]).__init__).parameters.items()}
-    config = {key: _without_defaults(value) for key, value in record["config"].items()
-              if key not in defaults or defaults[key] is inspect.Parameter.empty or _plain(defaults[key]) != value}
-    return {**record, "config": config}
 
 
 def _is_record(value: Any) -> bool:
@@ -188,13 +181,12 @@ class _Builder:
             cls = catalog.quantizer_class(name)
         except CodewordError as error:
             raise FormatError("name", f"{what}: {error}") from None
-        known = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
-        for key in config.keys() - known.keys():
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
+        for key in config.keys() - known:
             raise FormatError("unknown-key", f"{what}: {name} has no argument {key[:40]!r}")
-        for key, parameter in known.items():
-            if key not in config and parameter.default is inspect.Parameter.empty:
-                raise FormatError("missing-key", f"{what}: {name} needs the argument {key!r}")
-        arguments = {key: self._argument(key, value, depth) for key, value in config.items()}
+        for key in known - config.keys() - cls.later_arguments.keys():
+            raise FormatError("missing-key", f"{what}: {name} needs the argument {key!r}")
+        arguments = {**cls.later_arguments, **{key: self._argument(key, value, depth) for key, value in config.items()}}
         try:
             quantizer = cls(**arguments)
             self._spend(quantizer.dim)
