@@ -107,7 +107,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_environment_chooses_the_instruction_set() -> None:
-    code = "import json; from codeword import ops; print(json.dumps([ops.native_info()['isa'], ops.native_info()['workers'], ops.self_check()]))"
+    code = "import json; from codeword import ops; i = ops.native_info(); print(json.dumps([i['isa'], i['workers'], ops.self_check()]))"
     isa, workers, checked = json.loads(run_python(code, CODEWORD_ISA="baseline", CODEWORD_OPS="").stdout)
     assert isa == "baseline" and len(checked) == 7 and all(checked.values())
     assert workers == 0, "no thread before an op needs one"
