@@ -154,6 +154,10 @@ class RaBitQ(Quantizer):
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         return scan.lay(rows, blocks=("planes", "factors", "centers"))
 
+    def check(self, packed: Packed) -> None:
+        for name in packed.tensors.keys() - {"planes", "rest"}:  # any bits are a code
+            arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
+
     def _pack_some(self, indices: Tensor, side: Tensor, point: Tensor) -> dict[str, Tensor]:
         fill = (0, 0, 0, -len(indices) % BLOCK)
         indices, side, point = (torch.nn.functional.pad(part, fill) for part in (indices, side, point))
