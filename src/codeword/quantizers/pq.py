@@ -40,12 +40,12 @@ class PQ(Quantizer):
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the largest alphabet that does."""
         for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
             books = bits * dim / width
             if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
-                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, seed=seed)
+                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, iterations=iterations, seed=seed)
         raise Unsupported(f"pq has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
