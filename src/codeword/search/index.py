@@ -88,7 +88,7 @@ class Index:
         if len(self):
             raise CodewordError(f"Index.fit would make the codes of {len(self)} stored rows meaningless; fit a new Index")
         for block in arrays.float_blocks(x, self.dim):
-            scores.prepared(block, self.metric, "Index.fit")
+            arrays.check_finite(block, "Index.fit")
         keep = arrays.sample_indices(n, max(1 << 16, 64 * (self.nlist or 1)), self.seed)
         rows = scores.prepared(arrays.take_rows(x, self.dim, keep), self.metric, "Index.fit")
         self.report = Report() if len(rows) == n else Report(fit_rows=len(rows))
