@@ -1,6 +1,6 @@
 """Inverted lists of RaBitQ codes beside rabitqlib's IvfIndex: same centroids, same lists, same bits, one thread, squared L2.
 
-    python benchmarks/ivf_rabitq.py VECTORS.npy [--queries 1000] [--bits 1,2,4,7,8] [--nlist 256] [--rounds 5] [--out results/ivf_rabitq.csv]
+    python benchmarks/ivf_rabitq.py VECTORS.npy [--queries 1000] [--bits 1,2,4,7,8] [--nlist 256] [--rounds 5] [--out FILE.csv]
 
 The first rows of VECTORS are the queries, the rest is the base. Both libraries answer all queries in one call (and, with --single, one
 query a call), rounds alternate between them, and the median counts. Recall is by true neighbours: a hit is right where its exact
@@ -17,6 +17,8 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -85,6 +87,15 @@ class Theirs:
             return path.stat().st_size / rows
 
 
+def answer(search: Callable, queries: Tensor | np.ndarray, nprobe: int, single: bool) -> None:
+    """All queries in one call, or one a call."""
+    if not single:
+        search(queries, nprobe)
+        return
+    for i in range(len(queries)):
+        search(queries[i:i + 1], nprobe)
+
+
 def recall(found: np.ndarray, base: Tensor, queries: Tensor, limit: Tensor) -> float:
     """Share of the k returned rows within the true k-th distance."""
     rows = torch.from_numpy(found.reshape(len(queries), -1)).clamp(min=0)
@@ -102,7 +113,7 @@ def truth(base: Tensor, queries: Tensor) -> Tensor:
     return torch.cat(limits)
 
 
-def measure(run: list, rounds: int, calls: int) -> list[list[float]]:
+def measure(run: list[Callable], rounds: int, calls: int) -> list[list[float]]:
     """Queries per second of each callable, ``rounds`` interleaved rounds after a warm-up."""
     speeds: list[list[float]] = [[] for _ in run]
     for one in run:
@@ -156,11 +167,8 @@ def main() -> None:
         print(f"bits={bits} build: ours {middle - start:.1f} s, theirs {time.perf_counter() - middle:.1f} s")
         rows = []
         for nprobe in (p for p in PROBES if p <= options.nlist):
-            if options.single:
-                run = [lambda p=nprobe: [ours.search(queries[i:i + 1], p) for i in range(len(queries))],
-                       lambda p=nprobe: [theirs.search(arrays[i:i + 1], p) for i in range(len(queries))]]
-            else:
-                run = [lambda p=nprobe: ours.search(queries, p), lambda p=nprobe: theirs.search(arrays, p)]
+            run = [partial(answer, ours.search, queries, nprobe, options.single),
+                   partial(answer, theirs.search, arrays, nprobe, options.single)]
             speed = measure(run, options.rounds, len(queries))
             median = [statistics.median(s) for s in speed]
             rows.append({

@@ -61,8 +61,27 @@ CODEWORD_INLINE void store(void* to, V v) {
     __builtin_memcpy(to, &v, sizeof(V));
 }
 
-CODEWORD_INLINE f32v splat(float a) { return f32v{} + a; }
-CODEWORD_INLINE f64v splat(double a) { return f64v{} + a; }
+// a in every lane. Spelled out because compilers make one broadcast of this, but neither of a loop nor of 0 + a (another number for -0).
+CODEWORD_INLINE f32v splat(float a) {
+#if CODEWORD_VECTOR_BYTES == 64
+    return f32v{a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a};
+#elif CODEWORD_VECTOR_BYTES == 32
+    return f32v{a, a, a, a, a, a, a, a};
+#else
+    return f32v{a, a, a, a};
+#endif
+}
+
+CODEWORD_INLINE f64v splat(double a) {
+#if CODEWORD_VECTOR_BYTES == 64
+    return f64v{a, a, a, a, a, a, a, a};
+#elif CODEWORD_VECTOR_BYTES == 32
+    return f64v{a, a, a, a};
+#else
+    return f64v{a, a};
+#endif
+}
+
 CODEWORD_INLINE f64v widen(f32h a) { return __builtin_convertvector(a, f64v); }
 CODEWORD_INLINE f32h narrow(f64v a) { return __builtin_convertvector(a, f32h); }
 

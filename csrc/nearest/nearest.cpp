@@ -16,7 +16,7 @@ constexpr int ROWS = 6;
 #else
 constexpr int ROWS = 4;
 #endif
-constexpr int64_t MAX_GROUPS = 64;
+constexpr int64_t WORD = 64 / F32;  // groups whose lanes fit a 64-bit mask
 constexpr float HUGE_SUM = 1e38f;  // below it no partial sum of the screen overflows
 const float INFINITE = __builtin_inff();
 
@@ -31,7 +31,7 @@ CODEWORD_INLINE int64_t round_up(int64_t bytes) { return (bytes + 63) & ~int64_t
 
 struct Scratch {
     double* exact;   // the row at hand in float64, padded to a multiple of 8
-    float* tile;     // rows minus center, (tile / ROWS, d, ROWS)
+    float* tile;     // rows minus center, (tile, d)
     float* maxima;   // (groups, tile, F32)
     float* bounds;   // (groups padded to 16,)
     float* norms;    // (tile,) |x'|; infinity where the screen may not be trusted, NaN for rows with NaN or infinity
@@ -52,8 +52,8 @@ struct Scratch {
     }
 };
 
-// Lane-wise maxima of x'.c' - |c'|^2/2 of ROWS rows over one panel.
-CODEWORD_INLINE void screen(const float* tile, const float* panel, int64_t d, float* maxima, bool first) {
+// Lane-wise maxima of x'.c' - |c'|^2/2 of ROWS rows over one panel. A function of its own: inlined, the rows' addresses would spill.
+__attribute__((noinline)) static void screen(const float* tile, const float* panel, int64_t d, float* maxima, bool first) {
     f32v sums[ROWS][2];
     CODEWORD_UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -65,12 +65,11 @@ CODEWORD_INLINE void screen(const float* tile, const float* panel, int64_t d, fl
         f32v a = load<f32v>(panel), b = load<f32v>(panel + F32);
         CODEWORD_UNROLL
         for (int r = 0; r < ROWS; ++r) {
-            f32v x = splat(tile[r]);
+            f32v x = splat(tile[r * d + j]);
             sums[r][0] = fma(x, a, sums[r][0]);
             sums[r][1] = fma(x, b, sums[r][1]);
         }
         panel += PANEL;
-        tile += ROWS;
     }
     CODEWORD_UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -108,36 +107,47 @@ CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const flo
     double slack = (book.d + 64) * 0x1p-54 * (1.0001 * norm * norm + 2.0 * __builtin_fabsf(lower));
     float limit = (float)(lower - slack - 0x1p-22 * __builtin_fabsf(lower) - 0x1p-126);
     if (!(limit > -INFINITE)) limit = -INFINITE;
-    for (int64_t g = 0; g < book.group_count; ++g) {
-        // Written so that NaN, which only an overflowing group can hold, counts as a hit.
-        uint32_t hits = any_of(~(load<f32v>(maxima + g * stride) + s.bounds[g] < limit));
-        while (hits) {
-            int lane = __builtin_ctz(hits);
-            hits &= hits - 1;
-            int64_t from = g * book.panels_per_group * PANEL + lane;
+    for (int64_t g = 0; g < book.group_count; g += WORD) {
+        uint64_t hits = 0;
+        for (int64_t i = 0; i < WORD && g + i < book.group_count; ++i) {
+            // Written so that NaN, which only an overflowing group can hold, counts as a hit.
+            hits |= (uint64_t)any_of(~(load<f32v>(maxima + (g + i) * stride) + s.bounds[g + i] < limit)) << (i * F32);
+        }
+        for (; hits; hits &= hits - 1) {
+            int bit = __builtin_ctzll(hits);
+            int64_t from = (g + bit / F32) * book.panels_per_group * PANEL + bit % F32;
             int64_t to = from + book.panels_per_group * PANEL;
             for (int64_t code = from; code < to && code < book.k; code += F32) consider(book, s.exact, code, best);
         }
     }
 }
 
-// Puts rows start..start+count-1 minus center into the tile, and their norms.
+// Puts rows start..start+count-1 minus center into the tile, zeros where a register tile has no row, and their norms.
 CODEWORD_INLINE void fill_tile(const NearestBook& book, const Scratch& s, const float* x, int64_t start, int64_t count) {
     int64_t d = book.d;
-    for (int64_t base = 0; base < count; base += ROWS) {
-        float* block = s.tile + base * d;
-        for (int r = 0; r < ROWS; ++r) {
-            const float* row = x + (start + base + r) * d;
-            bool real = base + r < count;
-            double sum = 0;
-            for (int64_t j = 0; j < d; ++j) {
-                float v = real ? row[j] - book.center[j] : 0;
-                block[j * ROWS + r] = v;
-                sum += (double)v * v;
-            }
-            if (real) s.norms[base + r] = sum < 1e37 ? (float)__builtin_sqrt(sum) : INFINITE;
+    for (int64_t r = 0; r < count; ++r) {
+        const float* row = x + (start + r) * d;
+        float* to = s.tile + r * d;
+        f64v sums[2] = {};
+        double sum = 0;
+        int64_t j = 0;
+        for (; j + F32 <= d; j += F32) {
+            f32v v = load<f32v>(row + j) - load<f32v>(book.center + j);
+            store(to + j, v);
+            f64v a = widen(load<f32h>(to + j)), b = widen(load<f32h>(to + j + F64));
+            sums[0] += a * a;
+            sums[1] += b * b;
         }
+        for (; j < d; ++j) {
+            float v = row[j] - book.center[j];
+            to[j] = v;
+            sum += (double)v * v;
+        }
+        sums[0] += sums[1];
+        for (int i = 0; i < F64; ++i) sum += sums[0][i];
+        s.norms[r] = sum < 1e37 ? (float)__builtin_sqrt(sum) : INFINITE;
     }
+    for (int64_t r = count; r % ROWS; ++r) memset(s.tile + r * d, 0, d * sizeof(float));
 }
 
 CODEWORD_INLINE bool all_finite(const float* x, int64_t d) {
@@ -194,9 +204,11 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
         }
         for (int64_t r = 0; r < count; ++r) {
             const float* row = x + (at + r) * d;
-            for (int64_t j = 0; j < d; ++j) s.exact[j] = row[j];
+            int64_t j = 0;
+            for (; j + F64 <= d; j += F64) store(s.exact + j, widen(load<f32h>(row + j)));
+            for (; j < d; ++j) s.exact[j] = row[j];
             Best best = {__builtin_inf(), INT64_MAX};
-            if (!all_finite(row, d)) best = {__builtin_nan(""), 0};
+            if (!(book.screen && s.norms[r] < INFINITE) && !all_finite(row, d)) best = {__builtin_nan(""), 0};
             else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], best);
             else
                 for (int64_t code = 0; code < book.k; ++code) consider(book, s.exact, code, best);

@@ -29,8 +29,20 @@ from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, U
 from codeword.parts import arguments, arrays
 
 __all__ = [
-    "CodewordError", "Codes", "FormatError", "MatMul", "NotFitted", "Packed", "Progressive", "Quantized", "Quantizer",
-    "Query", "Report", "Scannable", "ShapeError", "Unsupported",
+    "Codes",
+    "CodewordError",
+    "FormatError",
+    "MatMul",
+    "NotFitted",
+    "Packed",
+    "Progressive",
+    "Quantized",
+    "Quantizer",
+    "Query",
+    "Report",
+    "Scannable",
+    "ShapeError",
+    "Unsupported",
 ]
 
 Array = Tensor | np.ndarray
@@ -83,7 +95,7 @@ class Quantizer(nn.Module):
         if "__init__" in cls.__dict__:  # types are checked here once; ranges in the constructors
             cls.__init__ = arguments.checked(cls.__init__)
         if "for_bits" in cls.__dict__:
-            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))
+            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,8 +120,13 @@ class Quantizer(nn.Module):
         if row_weights is not None:
             row_weights = row_weights[torch.from_numpy(chosen).to(row_weights.device)].to(self.device)
         self.report = Report() if keep is None else Report(fit_rows=len(rows))
-        with torch.autocast(self.device.type, enabled=False):
-            self._fit(rows, row_weights)
+        self.fitted = not self.learns
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                self._fit(rows, row_weights)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ShapeError(f"{self.name}.fit could not factor the data's moments: too large or too unequal values ({error})") from error
+        self._require_finite_state()
         self.fitted = True
         return self
 
@@ -333,6 +350,11 @@ class Quantizer(nn.Module):
             raise Unsupported(f"{self.name} cannot decode some of its positions only; lengths must be 0 or {len(self.levels)}")
         return values * (lengths > 0).unsqueeze(-1)
 
+    def _require_finite_state(self) -> None:
+        for key, value in self.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ShapeError(f"{self.name}.fit got values so large that its {key!r} leaves float32; scale them down")
+
     def _require_fitted(self, what: str) -> None:
         if not self.fitted:
             raise NotFitted(f"{self.name}.{what} needs a fitted quantizer; call fit(x) first")
@@ -429,6 +451,10 @@ class Scannable(Protocol):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         """Inverse of ``take`` for a multiple of BLOCK rows, each block of one list."""
+        ...
+
+    def check(self, packed: Packed) -> None:
+        """ShapeError where values are impossible, e.g. in a stranger's file; whatever passes may be scanned."""
         ...
 
     def prepare(self, queries: Tensor, metric: str) -> Query:

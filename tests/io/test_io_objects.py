@@ -101,7 +101,7 @@ def test_codes_with_lengths(tmp_path):
 
 
 def test_many_codes_pass_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("codeword.parts.arrays.BLOCK_VALUES", 64)
+    monkeypatch.setattr(objects, "_UNPACK_BITS", 300)
     one = codeword.make("pq:num_codebooks=3,codebook_size=7", 6).fit(io_samples.rows(6))
     codes = one.encode(io_samples.rows(6, 501))
     objects.save_codes(tmp_path / "c.cw", codes, one)
@@ -272,7 +272,7 @@ def bad_codes(data: bytes, one: Quantizer) -> Iterator[tuple[str, bytes, set[str
     yield "levels 2^40 positions", header(levels=[[2, 1 << 40]]), {"limit"}
     yield "symbols without bits", changed(lambda p: p.header.update(levels=[[1, 1]], shape=[1 << 40]) or p.rebuild(
         {"indices": ("U8", [0], b"")})), {"limit"}
-    yield "symbols without bits, many positions", changed(lambda p: p.header.update(levels=[[1, 1 << 20]], shape=[1 << 28]) or p.rebuild(
+    yield "symbols without bits, many positions", changed(lambda p: p.header.update(levels=[[1, 1 << 18]], shape=[1 << 28]) or p.rebuild(
         {"indices": ("U8", [0], b"")})), {"limit"}
     yield "fingerprint short", header(fingerprint="0" * 15), {"header"}
     yield "fingerprint in capitals", header(fingerprint="A" * 16), {"header"}

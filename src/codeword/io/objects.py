@@ -45,7 +45,10 @@ MAX_DIM = 1 << 16
 """Widest quantizer a file may hold."""
 MAX_TOTAL_DIM = 1 << 18
 """Widths of a quantizer and of all inside it together: what constructors may cost before a tensor has been compared."""
-MAX_POSITIONS = 1 << 20
+MAX_POSITIONS = 1 << 18
+"""Longest code a file may declare."""
+_UNPACK_BITS = 1 << 18
+"""Bits unpacked at once: the plain implementation takes tens of bytes for each."""
 _MAX_ARGUMENT = 1 << 31
 _MAX_NESTING = 4
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -100,7 +103,7 @@ def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str 
     _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
     quantizer.load_state_dict(dict(tensors), assign=True)
     _check_values(quantizer, what)
-    if _fingerprint(header["object"], dict(tensors)) != header["fingerprint"]:
+    if not canonical.same_digest(_fingerprint(header["object"], tensors), header["fingerprint"]):
         raise FormatError("fingerprint", f"{what} does not have the fingerprint {header['fingerprint'][:16]!r} that it states")
     return quantizer
 
@@ -277,9 +280,9 @@ def codes_from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], quan
             raise FormatError("shape", f"{what} declares other levels than the quantizer whose fingerprint it carries")
     rows, widths = math.prod(shape), tuple((level - 1).bit_length() for level in levels)
     _check_code_tensors(tensors, shape, rows, levels, widths, quantizer, what)
-    indices = torch.empty(rows, len(levels), dtype=arrays.unsigned_dtype(max(levels)))
-    for start, stop, block in _unpack(tensors["indices"], widths, rows, len(levels)):
-        if bool((block >= torch.tensor(levels)).any()):
+    indices, tops = torch.empty(rows, len(levels), dtype=arrays.unsigned_dtype(max(levels))), torch.tensor(levels)
+    for start, stop, block in _unpack(tensors["indices"], widths, rows):
+        if bool((block >= tops).any()):
             raise FormatError("value", f"{what} has an index outside its level among rows {start}..{stop - 1}")
         indices[start:stop] = block.to(indices.dtype)
     lengths = tensors.get("lengths")
@@ -347,10 +350,10 @@ def _most_positions(packed: int) -> int:
     return max(64 * packed, 1 << 24)
 
 
-def _unpack(data: Tensor, widths: tuple[int, ...], rows: int, positions: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(start, stop, int64 indices) in blocks of a few MiB that begin on byte boundaries."""
-    step = max(8, arrays.block_rows(positions) // 8 * 8)
+def _unpack(data: Tensor, widths: tuple[int, ...], rows: int) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, int64 indices) in small blocks that begin on byte boundaries."""
+    bits = sum(widths)
+    step = max(8, _UNPACK_BITS // max(bits, len(widths)) // 8 * 8)
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        part = data[start * sum(widths) // 8:ops.packed_bytes(stop, widths)]
-        yield start, stop, ops.unpack(part, widths, stop - start)
+        yield start, stop, ops.unpack(data[start * bits // 8:ops.packed_bytes(stop, widths)], widths, stop - start)

@@ -111,7 +111,7 @@ class Projected(Combinator):
             chosen = torch.from_numpy(keep).to(y.device)
             y, weights = y[chosen], None if weights is None else weights[chosen]
         deviation = moments(y, weights)[1].sqrt().float()
-        self.scale.copy_(1 / torch.where(deviation > 0, deviation, 1.0))
+        self.scale.copy_(1 / torch.where(deviation > 1e-36, deviation, 1.0))  # below that a coordinate counts as constant
         for step in (2.0**0.25, 2.0**0.0625):
             factors = [step**i for i in range(-10, 7)] if step > 1.1 else [step**i for i in range(-4, 5)]
             self.scale.copy_(self._best(y, weights, [(self.scale * f, self.shift) for f in factors])[0])
@@ -140,8 +140,10 @@ class Projected(Combinator):
 
 def _principal_axes(centred: Tensor, count: int, weights: Tensor | None) -> Tensor:
     """float32 (count, dim): eigenvectors of the covariance, largest first, each signed so that its largest entry is positive."""
+    if not bool(torch.isfinite(centred).all()):
+        raise CodewordError("projected.fit got rows whose spread leaves the range of float32")
     with one_thread():
-        rows = centred.double()
+        rows = torch.ldexp(centred, -torch.frexp(centred.abs().amax()).exponent.clamp(-120, 120)).double()
         covariance = rows.mT @ (rows if weights is None else rows * weights.double().unsqueeze(1))
         axes = torch.linalg.eigh(covariance).eigenvectors.mT.flip(0)[:count]
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))

@@ -26,7 +26,7 @@ from codeword.report import bounds
 from codeword.report.ecsq import ecsq
 
 QUANTIZERS: dict[str, str] = {
-    "pq": "pq:bits={bits}",
+    "pq": "pq:bits={bits},iterations=10",
     "rabitq": "rabitq:bits={bits}",
     "pvq": "rotated(pvq:bits={bits})",
     "fsq": "projected(fsq:bits={bits})",
