@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,17 @@ class Nearest(NamedTuple):
     distances: Tensor
 
 
+def _call(op: Any, run: Any, *inputs: Any) -> Any:
+    """``op(*inputs)``, or its own function directly where tracing and gradients have no say. PyTorch imports its compiler on the first
+    dispatched call of a custom op, two seconds that a short program does not have."""
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not (t.requires_grad and torch.is_grad_enabled()) for t in tensors)
+    if plain and not torch.compiler.is_compiling():
+        with torch.no_grad():
+            return run(*inputs)
+    return op(*inputs)
+
+
 def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """Nearest codeword of each row in squared L2: x (n, d), codebook (k, d), both float32, k >= 1.
 
@@ -30,17 +41,19 @@ def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """
     if x.ndim != 2 or codebook.ndim != 2 or x.shape[1] != codebook.shape[1] or codebook.shape[0] == 0:
         raise ShapeError(f"nearest got x {tuple(x.shape)} and codebook {tuple(codebook.shape)}; (n, d) and (k >= 1, d) are needed")
-    return Nearest(*_nearest(x.detach().float().contiguous(), codebook.detach().float().contiguous()))
+    return Nearest(*_call(_nearest, _run_nearest, x.detach().float().contiguous(), codebook.detach().float().contiguous()))
 
 
-@torch.library.custom_op("codeword::nearest", mutates_args=())
-def _nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def _run_nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     if dispatch.choice("nearest", x.device) == "native":
         indices = torch.empty(x.shape[0], dtype=torch.int64)
         distances = torch.empty(x.shape[0], dtype=torch.float32)
         _native().nearest(x.numpy(), codebook.numpy(), indices.numpy(), distances.numpy(), dispatch.num_threads())
         return indices, distances
     return reference.nearest(x, codebook)
+
+
+_nearest = torch.library.custom_op("codeword::nearest", mutates_args=())(_run_nearest)
 
 
 @_nearest.register_fake
@@ -53,16 +66,18 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
     here: float64 accumulation over d in ascending order, rounded once, so a row's result does not depend on its batch."""
     if x.ndim != 2 or matrix.ndim != 2 or x.shape[1] != matrix.shape[1]:
         raise ShapeError(f"project got x {tuple(x.shape)} and matrix {tuple(matrix.shape)}; (n, d) and (m, d) are needed")
-    return _project(x.float().contiguous(), matrix.float().contiguous())
+    return _call(_project, _run_project, x.float().contiguous(), matrix.float().contiguous())
 
 
-@torch.library.custom_op("codeword::project", mutates_args=())
-def _project(x: Tensor, matrix: Tensor) -> Tensor:
+def _run_project(x: Tensor, matrix: Tensor) -> Tensor:
     if dispatch.choice("project", x.device) == "native":
         out = torch.empty(x.shape[0], matrix.shape[0], dtype=torch.float32)
         _native().project(x.detach().numpy(), matrix.detach().numpy(), out.numpy(), dispatch.num_threads())
         return out
     return reference.project(x, matrix)
+
+
+_project = torch.library.custom_op("codeword::project", mutates_args=())(_run_project)
 
 
 @_project.register_fake
@@ -88,16 +103,18 @@ def hadamard(x: Tensor) -> Tensor:
     n = x.shape[-1]
     if n & (n - 1) or n == 0:
         raise ShapeError(f"hadamard got width {n}; a power of two is needed (rotate takes any width)")
-    return _hadamard(x.float().reshape(-1, n).contiguous()).reshape(x.shape)
+    return _call(_hadamard, _run_hadamard, x.float().reshape(-1, n).contiguous()).reshape(x.shape)
 
 
-@torch.library.custom_op("codeword::hadamard", mutates_args=())
-def _hadamard(x: Tensor) -> Tensor:
+def _run_hadamard(x: Tensor) -> Tensor:
     if dispatch.choice("hadamard", x.device) == "native":
         out = torch.empty_like(x)
         _native().hadamard(x.detach().numpy(), out.numpy(), dispatch.num_threads())
         return out
     return reference.hadamard(x)
+
+
+_hadamard = torch.library.custom_op("codeword::hadamard", mutates_args=())(_run_hadamard)
 
 
 @_hadamard.register_fake
@@ -114,16 +131,18 @@ def rotate(x: Tensor, signs: Tensor, inverse: bool = False) -> Tensor:
     n = x.shape[-1]
     if signs.shape != (4, n) or n == 0:
         raise ShapeError(f"rotate got width {n} and signs {tuple(signs.shape)}; a width n >= 1 and signs (4, n) are needed")
-    return _rotate(x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
+    return _call(_rotate, _run_rotate, x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
 
 
-@torch.library.custom_op("codeword::rotate", mutates_args=())
-def _rotate(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
+def _run_rotate(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
     if dispatch.choice("rotate", x.device) == "native":
         out = torch.empty_like(x)
         _native().rotate(x.detach().numpy(), signs.numpy(), out.numpy(), inverse, dispatch.num_threads())
         return out
     return reference.rotate(x, signs, inverse)
+
+
+_rotate = torch.library.custom_op("codeword::rotate", mutates_args=())(_run_rotate)
 
 
 @_rotate.register_fake
