@@ -167,7 +167,8 @@ def main() -> None:
         print(f"bits={bits} build: ours {middle - start:.1f} s, theirs {time.perf_counter() - middle:.1f} s")
         rows = []
         for nprobe in (p for p in PROBES if p <= options.nlist):
-            run = [partial(answer, ours.search, queries, nprobe, options.single), partial(answer, theirs.search, arrays, nprobe, options.single)]
+            run = [partial(answer, ours.search, queries, nprobe, options.single),
+                   partial(answer, theirs.search, arrays, nprobe, options.single)]
             speed = measure(run, options.rounds, len(queries))
             median = [statistics.median(s) for s in speed]
             rows.append({

@@ -95,7 +95,7 @@ class Quantizer(nn.Module):
         if "__init__" in cls.__dict__:  # types are checked here once; ranges in the constructors
             cls.__init__ = arguments.checked(cls.__init__)
         if "for_bits" in cls.__dict__:
-            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))
+            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class Quantizer(nn.Module):
         try:
             with torch.autocast(self.device.type, enabled=False):
                 self._fit(rows, row_weights)
-        except torch.linalg.LinAlgError as error:
-            raise ShapeError(f"{self.name}.fit could not factor the data's moments ({error}); the values are too large or too unequal") from error
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ShapeError(f"{self.name}.fit could not factor the data's moments: too large or too unequal values ({error})") from error
         self._require_finite_state()
         self.fitted = True
         return self

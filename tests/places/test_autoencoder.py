@@ -1,15 +1,9 @@
-"""The bottleneck: every quantizer trains there on Fashion-MNIST; under torch.compile; on two ranks with identical codebooks afterwards."""
+"""The bottleneck on Fashion-MNIST: every quantizer trains there a few hundred steps, those that learn also under torch.compile."""
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import codeword
@@ -35,7 +29,7 @@ def build(spec: str, pictures: Tensor, seed: int = 0) -> tuple[Autoencoder, torc
 
 def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, steps: int) -> list[Step]:
     g = torch.Generator().manual_seed(1)
-    return [train_step(model, pictures[torch.randint(len(pictures), (32,), generator=g)], optimizer) for _ in range(steps)]
+    return [train_step(model, pictures[torch.randint(len(pictures), (24,), generator=g)], optimizer) for _ in range(steps)]
 
 
 @torch.no_grad()
@@ -86,36 +80,6 @@ def test_compiled_by_inductor(pictures: Tensor):
     assert torch.equal(got.values, expected.values) and torch.equal(got.codes.indices, expected.codes.indices)
     assert torch.allclose(got.loss, expected.loss, rtol=1e-6)
     torch._dynamo.reset()
-
-
-def _rank(rank: int, port: int, pictures: Tensor, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    found = {}
-    for name, spec in LEARNING.items():
-        model, optimizer = build(spec, pictures)
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        for i in range(6):
-            mine = pictures[i * 32 + rank * 16:i * 32 + rank * 16 + 16]
-            train_step(wrapped, mine[:0] if rank == 1 and i == 3 else mine, optimizer)
-        found[name] = {**model.state_dict(), "codes": model.encode(pictures[-16:]).indices}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_end_with_identical_codebooks(pictures: Tensor, tmp_path: Path):
-    """Each rank sees other pictures, and one of them once none at all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (port, pictures[:320].clone(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, spec in LEARNING.items():
-        start = build(spec, pictures[:320])[0].state_dict()
-        moved = {key.partition(".")[0] for key, value in start.items() if not torch.equal(value, first[name][key])}
-        assert moved == ({"encoder", "decoder"} if name == "fsq" else {"encoder", "quantizer", "decoder"})
-        assert all(torch.equal(value, second[name][key]) for key, value in first[name].items()), name
 
 
 def test_refusals(pictures: Tensor):

@@ -28,7 +28,7 @@ def made() -> tuple[Tensor, Tensor, Tensor, PQ]:
 
 
 @pytest.mark.parametrize("chunks", [[50], [1] * 50, [7, 0, 30, 13]])
-@pytest.mark.parametrize(("window", "page"), [(0, 1), (5, 8), (16, 16), (64, 64)])
+@pytest.mark.parametrize(("window", "page"), [(0, 3), (5, 8), (64, 64)])
 def test_state_does_not_depend_on_chunks(chunks: list[int], window: int, page: int, made):
     q, k, v, quantizer = made
     cache, whole = KVCache(quantizer, quantizer, window=window, page=page), KVCache(quantizer, quantizer, window=window, page=page)
@@ -77,7 +77,7 @@ def test_error_falls_with_bits_on_real_attention(layer):
 
     def error(books: int, size: int, windows: tuple[int, ...]) -> list[float]:
         make = [PQ(dim=64, num_codebooks=books, codebook_size=size, iterations=4) for _ in "kv"]
-        keys, values = make[0].fit(layer.keys[:4, :2]), make[1].fit(layer.values[:4, :2])
+        keys, values = make[0].fit(layer.keys[:2, :2]), make[1].fit(layer.values[:2, :2])
         found = []
         for window in windows:
             cache = KVCache(keys, values, window=window, page=32)

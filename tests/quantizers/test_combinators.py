@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import codeword
 from codeword import catalog
 from codeword.errors import CodewordError, FormatError, ShapeError, Unsupported
-from codeword.quantizer import Codes, Progressive
+from codeword.quantizer import Codes, Progressive, Scannable
 
 
 def rows(n: int = 120, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -113,6 +114,32 @@ def test_rotated_quadratic_form() -> None:
     assert not torch.equal(found, rotated.encode(x).indices[:, 0].long())
     with pytest.raises(Unsupported):
         codeword.make("rotated(pq:num_codebooks=1,codebook_size=4)", 7).fit(x).encode(x, metric=metric)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_rotated_scan_gives_the_distances_of_what_it_decodes(metric: str) -> None:
+    x, queries, centre = rows(64, 12), rows(5, 12, seed=1), rows(2, 12, seed=2)
+    rotated = copy.deepcopy(codeword.make("rotated(pq:num_codebooks=4,codebook_size=8)", 12).fit(x))
+    assert isinstance(rotated, Scannable) and not isinstance(codeword.make("rotated(vq:codebook_size=4)", 12), Scannable)
+    given = centre.repeat_interleave(32, dim=0)
+    codes = rotated.encode(x, given=given)
+    packed = rotated.pack(codes, given)
+    found = rotated.scan(packed, rotated.prepare(queries, metric), 0, 64)[0]
+    values = rotated.decode(codes, given=given)
+    if metric == "l2":
+        exact, coarse = torch.cdist(queries, values).square(), torch.cdist(queries, given).square()
+    else:
+        exact, coarse = -queries @ values.T, -queries @ given.T
+    torch.testing.assert_close(found + coarse, exact, rtol=1e-4, atol=1e-3)
+    assert torch.equal(rotated.unpack(packed, torch.arange(64)).indices.long(), codes.indices.long())
+
+
+def test_rotated_pq_in_an_index() -> None:
+    x = rows(300, 12)
+    index = codeword.Index(dim=12, quantizer="rotated(pq:num_codebooks=6,codebook_size=16)", nlist=4)
+    index.fit(x)
+    index.add(x)
+    assert (torch.as_tensor(index.search(x[:50], k=5, nprobe=4).ids) == torch.arange(50)[:, None]).any(1).float().mean() > 0.8
 
 
 def test_seeds_of_rotation_differ_and_repeat() -> None:

@@ -77,7 +77,7 @@ def test_numbering_round_trip_of_large_pyramids(data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([2, 3, 5, 8, 16, 24, 31, 32, 64, 100]))
     pulses = data.draw(st.integers(1, min(len(pyramid.sizes(group, pyramid.LIMIT - 1)), 200)))
     count = pyramid.sizes(group, pyramid.LIMIT - 1)[pulses - 1]
-    index = torch.tensor(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=5)) + [0, count - 1])
+    index = torch.tensor([*data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=5)), 0, count - 1])
     tables = pyramid.tables(group, pulses)
     points = pyramid.point(index, *tables)
     assert bool((points.abs().sum(1) == pulses).all())

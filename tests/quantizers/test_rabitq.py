@@ -265,7 +265,7 @@ def test_zero_equal_and_extreme_rows() -> None:
     for value in (1e-45, 1e-38, 1e30, 1e38, 3e38):
         codes = q.encode(torch.full((1, 40), value) * torch.tensor([1.0, -1.0] * 20))
         assert bool(torch.isfinite(codes.side).all())
-        assert value > 2e38 or bool(torch.isfinite(q.decode(codes)).all())
+        assert bool(torch.isfinite(q.decode(codes)).all())
 
 
 def test_fit_sets_the_mean_and_forgets() -> None:
@@ -295,10 +295,10 @@ def test_forward_is_straight_through_and_lets_nan_pass() -> None:
 # ---------------------------------------------------------------------- the dial and refusals
 
 
-@pytest.mark.parametrize(("dim", "bits", "code_bits"), [(384, 4, 4), (384, 1, 1), (384, 8, 8), (384, 9, 9), (128, 4, 3), (64, 4, 3), (32, 4, 2)])
+@pytest.mark.parametrize(("dim", "bits", "code_bits"), [(384, 4, 4), (384, 1, 1), (384, 8, 8), (256, 9, 9), (64, 4, 3), (32, 4, 2)])
 def test_dial_is_stored_bits(dim: int, bits: int, code_bits: int) -> None:
     q = RaBitQ.for_bits(dim, bits)
-    assert q.code_bits == code_bits and abs(q.nominal_bits - bits) <= 0.5
+    assert q.code_bits == code_bits and bits - 1 < q.nominal_bits <= bits + 0.25
     made = codeword.make(f"rabitq:bits={bits},seed=3", dim)
     assert isinstance(made, RaBitQ) and made.code_bits == code_bits and made.seed == 3
 

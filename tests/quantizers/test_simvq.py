@@ -13,6 +13,7 @@ import codeword
 from codeword import ops
 from codeword.errors import CodewordError, NotFitted
 from codeword.parts.moments import moments
+from codeword.parts.training import minibatches
 
 
 def small(steps: int = 20, **options) -> tuple[codeword.SimVQ, torch.Tensor]:
@@ -170,6 +171,21 @@ def test_moments_of_any_scale() -> None:
         spread = ((x.double() - exact).square() * weights.double()[:, None]).sum(0) / weights.double().sum()
         torch.testing.assert_close(mean / scale, exact, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(variance / scale**2, spread, rtol=1e-4, atol=0)
+
+
+def test_minibatches_pass_over_all_rows_in_seeded_order() -> None:
+    batches = list(minibatches(10, 3, 6, seed=4))
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert len(first.unique()) == len(second.unique()) == 9 and not torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(batches, minibatches(10, 3, 6, seed=4), strict=True))
+    assert not torch.equal(first, torch.cat(list(minibatches(10, 3, 3, seed=5))))
+    assert [len(batch) for batch in minibatches(2, 5, 3, seed=0)] == [2, 2, 2]
+
+
+def test_weighted_minibatches_draw_in_proportion() -> None:
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
+    drawn = torch.cat(list(minibatches(5, 5, 400, seed=1, weights=weights)))
+    assert drawn.unique().tolist() == [1, 3] and float((drawn == 3).double().mean()) == pytest.approx(0.75, abs=0.03)
 
 
 def sentences() -> torch.Tensor:

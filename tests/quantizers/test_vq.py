@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import codeword
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts.upkeep import CANDIDATES, accumulated
 
 
@@ -235,6 +235,17 @@ def test_impossible_averages_are_refused() -> None:
     with pytest.raises(FormatError) as caught:
         quantizer.check_state()
     assert caught.value.code == "value"
+
+
+@pytest.mark.parametrize("name", ["vq", "simvq"])
+def test_dial(name: str) -> None:
+    quantizer = codeword.make(f"{name}:bits=2,seed=3", 4)
+    assert (quantizer.codebook_size, quantizer.seed, quantizer.nominal_bits) == (256, 3, 2.0)
+    assert codeword.make(f"{name}:bits=0.25", 8).codebook_size == 4
+    assert codeword.make(f"product({name}:bits=2):groups=8", 32).nominal_bits == 2.0
+    for dim, bits in ((8, 2.5), (8, 0.3), (4, 0.1)):
+        with pytest.raises(Unsupported):
+            codeword.make(f"{name}:bits={bits}", dim)
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"revival": 1.0}, {"revival": -0.1}, {"learning": "none"},

@@ -60,9 +60,10 @@ def _scalar(train: Tensor, test: Tensor, bits: int) -> float:
 
 
 def on_vectors(setting: Setting) -> float:
-    """Held-out error of rotated PVQ (D = 16) over Lloyd-Max a dimension on the same rotated rows, both at 2 bits."""
+    """Held-out error of rotated PVQ (D = 16) over Lloyd-Max a dimension on the same centred, rotated rows, both at 2 bits."""
     dim = setting.train.shape[1] // 16 * 16
-    train, test = setting.train[:, :dim].contiguous(), setting.test[:, :dim].contiguous()
+    mean = setting.train[:, :dim].mean(0)  # weights have none; a scalar grid a dimension would take it for nothing
+    train, test = setting.train[:, :dim] - mean, setting.test[:, :dim] - mean
     ours = Rotated(quantizer=PVQ(dim=dim, group=16, pulses=11, gain_bits=1), seed=setting.seed).fit(train)
     error = float((torch.as_tensor(ours.decode(ours.encode(test))) - test).square().mean())
     return error / _scalar(ops.rotate(train, ours.signs), ops.rotate(test, ours.signs), 2)
@@ -84,7 +85,7 @@ CLAIM = Claim(
               gaussian(2, 11, 1, SCALAR[2]), needs_data=False),
         Check("below_scalar_3_bits", "relation", "error on N(0,1) over the best 8-level scalar quantizer's", Rule(high=0.82),
               gaussian(3, 23, 3, SCALAR[3]), needs_data=False),
-        Check("below_scalar_on_vectors", "relation", "held-out error of rotated PVQ over Lloyd-Max a dimension on the same rotated rows, 2 bits",
+        Check("below_scalar_on_vectors", "relation", "held-out error of rotated PVQ over Lloyd-Max a dimension on the same centred, rotated rows, 2 bits",
               Rule(high=0.92), on_vectors),
     ),
     notes="The quantizer's own laws and its rate on vectors. Networks made of these codes (perplexity at equal bits, error feedback) are "

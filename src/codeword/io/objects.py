@@ -103,7 +103,7 @@ def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str 
     _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
     quantizer.load_state_dict(dict(tensors), assign=True)
     _check_values(quantizer, what)
-    if _fingerprint(header["object"], dict(tensors)) != header["fingerprint"]:
+    if not canonical.same_digest(_fingerprint(header["object"], tensors), header["fingerprint"]):
         raise FormatError("fingerprint", f"{what} does not have the fingerprint {header['fingerprint'][:16]!r} that it states")
     return quantizer
 

@@ -172,6 +172,19 @@ def _exact(z: Tensor, points: Tensor) -> Tensor:
     return (z.double() @ points.mT).float()
 
 
+def example(generator: torch.Generator) -> tuple[Blocks, Query, Tensor, Tensor, int, None]:
+    """Arguments of a small ``reference`` call, for the self check."""
+    dim, bits, rows = 100, 5, 64
+    codes = torch.randint(0, 1 << bits, (rows, dim), generator=generator)
+    numbers = torch.rand(rows // BLOCK, 3, BLOCK, generator=generator)
+    blocks = Blocks(pack_top(codes >> (bits - 1)), numbers, torch.ones(rows // BLOCK), pack_rest(codes & ((1 << (bits - 1)) - 1), bits),
+                    numbers.transpose(1, 2).reshape(rows, 3).contiguous(), bits)
+    z1 = torch.randint(-31, 32, (2, 104), generator=generator, dtype=torch.int8)
+    z = torch.randint(-999, 1000, (2, 128), generator=generator, dtype=torch.int16)
+    query = Query(z1, z, torch.tensor([[0.02, 0.01, 0.5, 1.0]] * 2), torch.ones(2), True)
+    return blocks, query, torch.tensor([[[0, 64]], [[32, 50]]]), torch.zeros(2, 1), 7, None
+
+
 # ---------------------------------------------------------------------- layout
 
 

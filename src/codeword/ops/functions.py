@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +21,6 @@ class Nearest(NamedTuple):
     distances: Tensor
 
 
-def _call(op: Any, run: Any, *inputs: Any) -> Any:
-    """``op(*inputs)``, or its own function directly where tracing and gradients have no say. PyTorch imports its compiler on the first
-    dispatched call of a custom op, two seconds that a short program does not have."""
-    tensors = [t for t in inputs if isinstance(t, Tensor)]
-    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not (t.requires_grad and torch.is_grad_enabled()) for t in tensors)
-    if plain and not torch.compiler.is_compiling():
-        with torch.no_grad():
-            return run(*inputs)
-    return op(*inputs)
-
-
 def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """Nearest codeword of each row in squared L2: x (n, d), codebook (k, d), both float32, k >= 1.
 
@@ -41,19 +30,17 @@ def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """
     if x.ndim != 2 or codebook.ndim != 2 or x.shape[1] != codebook.shape[1] or codebook.shape[0] == 0:
         raise ShapeError(f"nearest got x {tuple(x.shape)} and codebook {tuple(codebook.shape)}; (n, d) and (k >= 1, d) are needed")
-    return Nearest(*_call(_nearest, _run_nearest, x.detach().float().contiguous(), codebook.detach().float().contiguous()))
+    return Nearest(*dispatch.run(_nearest, x.detach().float().contiguous(), codebook.detach().float().contiguous()))
 
 
-def _run_nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("codeword::nearest", mutates_args=())
+def _nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     if dispatch.choice("nearest", x.device) == "native":
         indices = torch.empty(x.shape[0], dtype=torch.int64)
         distances = torch.empty(x.shape[0], dtype=torch.float32)
         _native().nearest(x.numpy(), codebook.numpy(), indices.numpy(), distances.numpy(), dispatch.num_threads())
         return indices, distances
     return reference.nearest(x, codebook)
-
-
-_nearest = torch.library.custom_op("codeword::nearest", mutates_args=())(_run_nearest)
 
 
 @_nearest.register_fake
@@ -66,18 +53,16 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
     here: float64 accumulation over d in ascending order, rounded once, so a row's result does not depend on its batch."""
     if x.ndim != 2 or matrix.ndim != 2 or x.shape[1] != matrix.shape[1]:
         raise ShapeError(f"project got x {tuple(x.shape)} and matrix {tuple(matrix.shape)}; (n, d) and (m, d) are needed")
-    return _call(_project, _run_project, x.float().contiguous(), matrix.float().contiguous())
+    return dispatch.run(_project, x.float().contiguous(), matrix.float().contiguous())
 
 
-def _run_project(x: Tensor, matrix: Tensor) -> Tensor:
+@torch.library.custom_op("codeword::project", mutates_args=())
+def _project(x: Tensor, matrix: Tensor) -> Tensor:
     if dispatch.choice("project", x.device) == "native":
         out = torch.empty(x.shape[0], matrix.shape[0], dtype=torch.float32)
         _native().project(x.detach().numpy(), matrix.detach().numpy(), out.numpy(), dispatch.num_threads())
         return out
     return reference.project(x, matrix)
-
-
-_project = torch.library.custom_op("codeword::project", mutates_args=())(_run_project)
 
 
 @_project.register_fake
@@ -103,18 +88,16 @@ def hadamard(x: Tensor) -> Tensor:
     n = x.shape[-1]
     if n & (n - 1) or n == 0:
         raise ShapeError(f"hadamard got width {n}; a power of two is needed (rotate takes any width)")
-    return _call(_hadamard, _run_hadamard, x.float().reshape(-1, n).contiguous()).reshape(x.shape)
+    return dispatch.run(_hadamard, x.float().reshape(-1, n).contiguous()).reshape(x.shape)
 
 
-def _run_hadamard(x: Tensor) -> Tensor:
+@torch.library.custom_op("codeword::hadamard", mutates_args=())
+def _hadamard(x: Tensor) -> Tensor:
     if dispatch.choice("hadamard", x.device) == "native":
         out = torch.empty_like(x)
         _native().hadamard(x.detach().numpy(), out.numpy(), dispatch.num_threads())
         return out
     return reference.hadamard(x)
-
-
-_hadamard = torch.library.custom_op("codeword::hadamard", mutates_args=())(_run_hadamard)
 
 
 @_hadamard.register_fake
@@ -131,18 +114,16 @@ def rotate(x: Tensor, signs: Tensor, inverse: bool = False) -> Tensor:
     n = x.shape[-1]
     if signs.shape != (4, n) or n == 0:
         raise ShapeError(f"rotate got width {n} and signs {tuple(signs.shape)}; a width n >= 1 and signs (4, n) are needed")
-    return _call(_rotate, _run_rotate, x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
+    return dispatch.run(_rotate, x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
 
 
-def _run_rotate(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
+@torch.library.custom_op("codeword::rotate", mutates_args=())
+def _rotate(x: Tensor, signs: Tensor, inverse: bool) -> Tensor:
     if dispatch.choice("rotate", x.device) == "native":
         out = torch.empty_like(x)
         _native().rotate(x.detach().numpy(), signs.numpy(), out.numpy(), inverse, dispatch.num_threads())
         return out
     return reference.rotate(x, signs, inverse)
-
-
-_rotate = torch.library.custom_op("codeword::rotate", mutates_args=())(_run_rotate)
 
 
 @_rotate.register_fake
@@ -157,7 +138,7 @@ def _rotate_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor
 
 def _rotate_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
     (signs,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _rotate(grad.contiguous(), signs, not ctx.inverse), None, None  # type: ignore[attr-defined]
+    return dispatch.run(_rotate, grad.contiguous(), signs, not ctx.inverse), None, None  # type: ignore[attr-defined]
 
 
 _rotate.register_autograd(_rotate_backward, setup_context=_rotate_setup)
@@ -170,7 +151,7 @@ def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None
         raise ShapeError(f"segment_sum got x {tuple(x.shape)}, labels {tuple(labels.shape)} and weights "
                          f"{None if weights is None else tuple(weights.shape)}; (n, d), (n,) and None or (n,) are needed")
     weights = None if weights is None else weights.detach().float().contiguous()
-    return _segment_sum(x.detach().float().contiguous(), labels.to(torch.int64).contiguous(), segments, weights)
+    return dispatch.run(_segment_sum, x.detach().float().contiguous(), labels.to(torch.int64).contiguous(), segments, weights)
 
 
 @torch.library.custom_op("codeword::segment_sum", mutates_args=())
@@ -209,7 +190,7 @@ def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
         raise ShapeError(f"pack got indices {tuple(indices.shape)} and {len(widths)} widths; (rows, positions) and widths 0..63 are needed")
     if indices.is_floating_point() or indices.is_complex():
         raise ShapeError(f"pack got indices of {indices.dtype}; integers are needed")
-    return _pack(indices.detach().to(indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64).contiguous(), list(widths))
+    return dispatch.run(_pack, indices.detach().to(indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64).contiguous(), list(widths))
 
 
 @torch.library.custom_op("codeword::pack", mutates_args=())
@@ -242,7 +223,7 @@ def unpack(data: Tensor, widths: Sequence[int], rows: int, dtype: torch.dtype = 
     widest = max(widths, default=0)
     if dtype not in INDEX_DTYPES or widest > torch.iinfo(dtype).max.bit_length():
         raise ShapeError(f"unpack got dtype {dtype} for widths up to {widest}; uint8, uint16, int32 or int64 that holds them is needed")
-    return _unpack(data.contiguous(), list(widths), rows, dtype)
+    return dispatch.run(_unpack, data.contiguous(), list(widths), rows, dtype)
 
 
 @torch.library.custom_op("codeword::unpack", mutates_args=())

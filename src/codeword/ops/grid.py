@@ -32,7 +32,7 @@ def grid_code(magnitudes: Tensor, cells: int) -> Tensor:
         raise ShapeError(f"grid_code got {got}; int32 (n, d) and 1..256 cells are needed")
     if cells == 1:
         return torch.zeros_like(magnitudes, dtype=torch.uint8)
-    return _grid_code(magnitudes.contiguous(), cells)
+    return dispatch.run(_grid_code, magnitudes.contiguous(), cells)
 
 
 @torch.library.custom_op("codeword::grid_code", mutates_args=())

@@ -13,12 +13,14 @@ Cost: K d multiply-adds a vector. Bits: ceil(log2 K) a vector.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError
-from codeword.parts.codebook import assign
+from codeword.parts.codebook import assign, size_for_bits
 from codeword.parts.gradients import straight_through
 from codeword.parts.kmeans import kmeans
 from codeword.parts.losses import codebook_term, commitment_term
@@ -48,6 +50,11 @@ class VQ(Quantizer):
         averages = learning == "ema"
         self.upkeep = Upkeep(codebook_size, dim, averages=averages, decay=decay,
                              revival=(0.05 if averages else 0.0) if revival is None else revival)
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:
+        """2^(bits dim) codewords, up to 16 bits a vector."""
+        return cls(dim=dim, codebook_size=size_for_bits("vq", dim, bits), **options)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)

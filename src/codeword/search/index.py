@@ -75,7 +75,7 @@ class Index:
         self._place: tuple[Path, str] | None = None
         self._forget()
         if nlist is None and not self._fits and not self._fits_fine:
-            self._schema = Schema(Lists(None, self.dim, False), self.quantizer, self.rerank_quantizer, store, metric)
+            self._schema = Schema(Lists(None, False), self.quantizer, self.rerank_quantizer, store, metric)
 
     # ------------------------------------------------------------------ learning
 

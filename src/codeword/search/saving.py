@@ -137,7 +137,7 @@ def _build(cls: type[T], folder: Folder, mmap: bool) -> T:
         return index
     if not quantizer.fitted or not (fine is None or fine.fitted) or bool(parts["lists"]) != bool(config["nlist"]):
         raise FormatError("value", f"{what} calls an index fitted that lacks its quantizer or lists")
-    lists = Lists(_centroids(folder, parts["lists"], index) if parts["lists"] else None, index.dim, state["residual"])
+    lists = Lists(_centroids(folder, parts["lists"], index) if parts["lists"] else None, state["residual"])
     index._schema = Schema(lists, quantizer, fine, index.store, index.metric)
     index._views = list(_views(folder, meta["segments"], index._schema, index._next_id, mmap, what))
     if not mmap:
