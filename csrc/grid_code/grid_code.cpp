@@ -18,43 +18,53 @@ struct Row {
     const int32_t* a;
     int64_t dim;
     int cells;
-    float* f;        // a as float32, for the bounds
-    int32_t* u;      // cells at the start of the part that is walked
     Step *steps, *spare;
+    double *inverse, *next;  // 1 / a; the breakpoint at which an entry leaves its cell, infinite for the last cell
+    float* f;                // a as float32, for the bounds
+    int32_t* u;              // cells at the start of the part that is walked
 
-    // The breakpoint at which a value leaves cell u, as the definition computes it.
-    static double breakpoint(int32_t value, int32_t u) { return (u + 1) / static_cast<double>(value); }
-
-    // Cells before any breakpoint >= t.
-    int32_t cell_at(int32_t value, double t) const {
-        if (value == 0) return 0;
-        double guess = t * value;
-        int32_t u = !(guess < cells) ? cells - 1 : static_cast<int32_t>(guess);
-        if (u > cells - 1) u = cells - 1;
-        while (u > 0 && !(breakpoint(value, u - 1) < t)) --u;
-        while (u < cells - 1 && breakpoint(value, u) < t) ++u;
-        return u;
+    Row(const int32_t* a, int64_t dim, int cells, void* scratch) : a(a), dim(dim), cells(cells) {
+        int64_t room = dim + 16;
+        steps = static_cast<Step*>(scratch);
+        spare = steps + room;
+        inverse = reinterpret_cast<double*>(spare + room);
+        next = inverse + room;
+        f = reinterpret_cast<float*>(next + room);
+        u = reinterpret_cast<int32_t*>(f + room);
     }
 
-    void sums_at(double t, int64_t& n, int64_t& d) {
+    // Cells before any breakpoint >= t, and the sums there.
+    void start_at(double t, int64_t& n, int64_t& d) {
         n = d = 0;
         for (int64_t i = 0; i < dim; ++i) {
-            int64_t odd = 2 * (u[i] = cell_at(a[i], t)) + 1;
+            double guess = t * a[i];
+            int32_t cell = guess < cells ? static_cast<int32_t>(guess) : cells - 1;
+            while (cell > 0 && !(cell * inverse[i] < t)) --cell;
+            while (cell < cells - 1 && (cell + 1) * inverse[i] < t) ++cell;
+            u[i] = cell;
+            next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
+            int64_t odd = 2 * cell + 1;
             n += odd * a[i];
             d += odd * odd;
         }
     }
 
-    // Steps with t in [from, to), ascending, equal ones in order of i. A part is so short that an entry takes at most one.
-    int64_t steps_in(double to) {
+    // Steps with t < to, ascending, equal ones in order of i. A part is so short that an entry takes at most one.
+    int64_t steps_before(double to) {
         int64_t count = 0;
         for (int64_t i = 0; i < dim; ++i) {
-            if (u[i] >= cells - 1 || a[i] == 0) continue;
-            double t = breakpoint(a[i], u[i]);
-            if (t < to) steps[count++] = Step{t, static_cast<int32_t>(i)};
+            steps[count] = Step{next[i], static_cast<int32_t>(i)};
+            count += next[i] < to;
         }
         sort(count);
         return count;
+    }
+
+    void take(int64_t count) {
+        for (int64_t s = 0; s < count; ++s) {
+            int32_t i = steps[s].i, cell = ++u[i];
+            next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
+        }
     }
 
     // Stable merge sort: short runs by insertion, then pairs of runs.
@@ -86,11 +96,17 @@ double score(int64_t n, int64_t d) { return static_cast<double>(n) * static_cast
 
 // Sum of squared distances of the spans [t1 a, t2 a] to the nearest cell centre: a lower bound of |a - x / t|^2 t2^2 for t in [t1, t2].
 // A span is at most 1/2 long where it starts inside the grid; one that starts beyond its end is as far away as its start.
-float part_bound(const float* f, int64_t dim, float t1, float t2, float top) {
+// Stops early once it exceeds the limit.
+float part_bound(const float* f, int64_t dim, float t1, float t2, float top, float limit) {
     f32v sum{};
     int64_t i = 0;
     const f32v zero{}, last = splat(top);
     for (; i + F32 <= dim; i += F32) {
+        if (i % 64 == 0 && i) {
+            float so_far = 0;
+            for (int lane = 0; lane < F32; ++lane) so_far += sum[lane];
+            if (so_far > limit) return so_far;
+        }
         f32v v = load<f32v>(f + i), low = v * t1, high = v * t2;
         f32v c1 = low < last ? low : last, c2 = high < last ? high : last;
         c1 = __builtin_convertvector(__builtin_convertvector(c1, i32v), f32v) + 0.5f;
@@ -126,14 +142,12 @@ double beyond(const int32_t* a, int64_t dim, double edge) {
 }  // namespace
 
 void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch) {
-    Row row{a, dim, cells, static_cast<float*>(scratch), nullptr, nullptr, nullptr};
-    row.u = static_cast<int32_t*>(scratch) + dim + 16;
-    row.steps = reinterpret_cast<Step*>(static_cast<char*>(scratch) + ((3 * dim + 63) / 4 * 4) * 4);
-    row.spare = row.steps + dim + 8;
+    Row row(a, dim, cells, scratch);
     int32_t largest = 0, smallest = INT32_MAX;
     double square = 0;
     for (int64_t i = 0; i < dim; ++i) {
         row.f[i] = static_cast<float>(a[i]);
+        row.inverse[i] = 1.0 / a[i];
         square += static_cast<double>(a[i]) * a[i];
         if (a[i] > largest) largest = a[i];
         if (a[i] && a[i] < smallest) smallest = a[i];
@@ -143,10 +157,10 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
 
     // A first good score: Lloyd steps between code and scale, from the step that suits a Gaussian.
     int64_t n, d;
-    row.sums_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
+    row.start_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
     double best = score(n, d);
     for (int i = 0; i < 4; ++i) {
-        row.sums_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
+        row.start_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
         double next = score(n, d);
         if (next > best) best = next;
     }
@@ -163,12 +177,13 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
         to = from + (saturating ? from / (2 * cells) : 0.5 / largest);
         if (saturating && beyond(a, dim, (cells - 0.5) / from) > limit) return;
         const float t1 = static_cast<float>(from), t2 = static_cast<float>(to);
-        if (static_cast<double>(part_bound(row.f, dim, t1, t2, top)) > limit * to * to) {
+        const float bound = static_cast<float>(limit * to * to * 1.000001);  // larger in float32 too
+        if (part_bound(row.f, dim, t1, t2, top, bound) > bound) {
             open = false;
             continue;
         }
-        if (!open) row.sums_at(from, n, d);
-        const int64_t count = row.steps_in(to);
+        if (!open) row.start_at(from, n, d);
+        const int64_t count = row.steps_before(to);
         double here = score(n, d);
         int64_t steps = 0;
         bool better = here > found;
@@ -188,10 +203,10 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
             for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
             for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
         }
-        for (int64_t s = 0; s < count; ++s) ++row.u[row.steps[s].i];
+        row.take(count);
         open = true;
     }
-    row.sums_at(INFINITY, n, d);  // the last code is nearest only to points beyond the walk
+    row.start_at(INFINITY, n, d);  // the last code is nearest only to points beyond the walk
     if (score(n, d) > found)
         for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
 }

@@ -7,8 +7,8 @@
 
 namespace codeword {
 
-// Scratch of one row: three int32 and two (double, int32) a dimension.
-inline constexpr size_t grid_code_scratch(size_t dim) { return (3 * dim + 64) * 4 + 2 * (dim + 16) * 16; }
+// Scratch of one row: two steps of 16 bytes, two float64, a float32 and an int32 a dimension.
+inline constexpr size_t grid_code_scratch(size_t dim) { return (dim + 16) * (2 * 16 + 2 * 8 + 4 + 4); }
 
 }  // namespace codeword
 

@@ -67,6 +67,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="rabitq:code_bits=3"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
           example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
+    Entry("gain_shape", "gain_shape:GainShape", "Length and direction coded apart, around any quantizer (Sabin, Gray 1984)",
+          combinator=True, maps_back=True, example="gain_shape(pvq:group=4,pulses=3,gain_bits=0):gain_bits=4", example_dim=8),
     Entry("product", "product:Product", "Slices of a vector, each with its own or a shared quantizer", combinator=True,
           example="product(vq:codebook_size=4,iterations=3,learning=ema;fsq:grid=4x3)", example_dim=8),
     Entry("residual", "residual:Residual", "Stages, each coding what the ones before it left over", combinator=True,

@@ -29,8 +29,20 @@ from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, U
 from codeword.parts import arguments, arrays
 
 __all__ = [
-    "CodewordError", "Codes", "FormatError", "MatMul", "NotFitted", "Packed", "Progressive", "Quantized", "Quantizer",
-    "Query", "Report", "Scannable", "ShapeError", "Unsupported",
+    "Codes",
+    "CodewordError",
+    "FormatError",
+    "MatMul",
+    "NotFitted",
+    "Packed",
+    "Progressive",
+    "Quantized",
+    "Quantizer",
+    "Query",
+    "Report",
+    "Scannable",
+    "ShapeError",
+    "Unsupported",
 ]
 
 Array = Tensor | np.ndarray
@@ -60,7 +72,8 @@ class Report(dict[str, Any]):
 
 class Quantizer(nn.Module):
     """Base of all quantizers (see the module's docstring). Constructor arguments are the configuration: keyword-only,
-    JSON values or another Quantizer, stored under their own names."""
+    JSON values or another Quantizer, stored under their own names. Loading runs the constructor on torch's meta device with a
+    stranger's arguments: ``io/objects.py`` states the rules that follow from it."""
 
     dim: int
     """Width of the vectors."""
@@ -73,6 +86,8 @@ class Quantizer(nn.Module):
     """False for lattices and other codebooks that exist without data: they are fitted from the start."""
     takes_metric: bool = False
     """True where ``encode(metric=)`` minimises the quadratic form instead of the plain L2 error."""
+    commitment: float = 0.25
+    """beta of the commitment loss in ``forward``: how strongly an encoder is held to the codewords."""
     fit_values: int = 1 << 27
     """``fit`` draws a seeded sample of rows when there are more numbers than this (512 MiB as float32)."""
 
@@ -81,7 +96,7 @@ class Quantizer(nn.Module):
         if "__init__" in cls.__dict__:  # types are checked here once; ranges in the constructors
             cls.__init__ = arguments.checked(cls.__init__)
         if "for_bits" in cls.__dict__:
-            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))
+            cls.for_bits = classmethod(arguments.checked_dial(cls.__dict__["for_bits"].__func__))  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +121,13 @@ class Quantizer(nn.Module):
         if row_weights is not None:
             row_weights = row_weights[torch.from_numpy(chosen).to(row_weights.device)].to(self.device)
         self.report = Report() if keep is None else Report(fit_rows=len(rows))
-        with torch.autocast(self.device.type, enabled=False):
-            self._fit(rows, row_weights)
+        self.fitted = not self.learns
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                self._fit(rows, row_weights)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ShapeError(f"{self.name}.fit could not factor the data's moments: too large or too unequal values ({error})") from error
+        self._require_finite_state()
         self.fitted = True
         return self
 
@@ -292,14 +312,17 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
-        """values, indices, side, loss, stats over float32 rows. Default: straight-through over decode(encode(x)), no loss."""
+        """values, indices, side, loss, stats over float32 rows. Default: straight-through over decode(encode(x)), and the commitment
+        loss beta |x - sg(x^)|^2: without it an encoder walks away from codewords that cannot follow."""
         from codeword.parts.gradients import straight_through
+        from codeword.parts.losses import commitment_term
         with torch.no_grad():
             index, side = self._encode(rows.detach(), None)
             side = None if side is None else side.to(self.side_dtype)  # as stored: decode sees the same rounding
             values = self._decode(index.to(torch.int64), side)
-        stats = {"error": arrays.masked_mean((values - rows.detach()).square().sum(-1), keep)}
-        return straight_through(rows, values), index, side, rows.new_zeros(()), stats
+        commit = commitment_term(rows, values, keep)
+        stats = {"commitment": commit.detach(), "error": commit.detach() * self.dim}
+        return straight_through(rows, values), index, side, self.commitment * commit, stats
 
     # ------------------------------------------------------------------ shared by all
 
@@ -327,6 +350,11 @@ class Quantizer(nn.Module):
         if bool(partial.any()):
             raise Unsupported(f"{self.name} cannot decode some of its positions only; lengths must be 0 or {len(self.levels)}")
         return values * (lengths > 0).unsqueeze(-1)
+
+    def _require_finite_state(self) -> None:
+        for key, value in self.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ShapeError(f"{self.name}.fit got values so large that its {key!r} leaves float32; scale them down")
 
     def _require_fitted(self, what: str) -> None:
         if not self.fitted:
@@ -424,6 +452,10 @@ class Scannable(Protocol):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         """Inverse of ``take`` for a multiple of BLOCK rows, each block of one list."""
+        ...
+
+    def check(self, packed: Packed) -> None:
+        """ShapeError where values are impossible, e.g. in a stranger's file; whatever passes may be scanned."""
         ...
 
     def prepare(self, queries: Tensor, metric: str) -> Query:

@@ -5,4 +5,7 @@ A test asserts that each row still names an existing check and an existing quant
 
 from __future__ import annotations
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("test_shared_bytes_count_the_state", "vq"):
+        "moving averages are saved for going on with training, but no reader of codes needs them: only the codebook is counted",
+}

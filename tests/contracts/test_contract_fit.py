@@ -150,8 +150,8 @@ def test_copies_are_independent(subject: Subject) -> None:
 
 
 def test_error_is_below_that_of_zero(subject: Subject) -> None:
-    if not subject.entry.input_space:
-        pytest.skip("decode does not live in the input's space")
     quantizer, x = subject.fitted(), subject.rows().astype(np.float64)
+    if not quantizer.input_space:
+        pytest.skip("decode does not live in the input's space")
     error = np.square(quantizer.decode(quantizer.encode(subject.rows())) - x).sum()
     assert error < 0.9 * np.square(x).sum()

@@ -291,7 +291,7 @@ def small_json(data: bytes) -> Iterator[Bad]:
     yield Bad("byte-order mark", b"\xef\xbb\xbf" + data, "magic")
     yield Bad("a list", b"[" + data + b"]", "magic")
     yield Bad("wrong digest", data.replace(data[data.index(b'"digest":"') + 10:][:64], b"0" * 64, 1), "digest")
-    yield Bad("no digest", canonical._dump(record), "missing-key")
+    yield Bad("no digest", canonical.dump(record), "missing-key")
     for name, swap, code in (
         ("space", lambda t: t.replace(":", ": ", 1), "header"),
         ("nested 10,000 deep", lambda t: t[:-1] + ',"z":' + "[" * 10_000 + "]" * 10_000 + "}", "limit"),
@@ -324,7 +324,7 @@ def _outer(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     n = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:8 + n])
     change(entries)
-    text = canonical._dump(entries)
+    text = canonical.dump(entries)
     size = math.ceil((8 + len(text)) / PAGE) * PAGE - 8
     return size.to_bytes(8, "little") + text.ljust(size) + data[8 + n:]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ def test_codes_with_lengths(tmp_path):
 
 
 def test_many_codes_pass_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("codeword.parts.arrays.BLOCK_VALUES", 64)
+    monkeypatch.setattr(objects, "_UNPACK_BITS", 300)
     one = codeword.make("pq:num_codebooks=3,codebook_size=7", 6).fit(io_samples.rows(6))
     codes = one.encode(io_samples.rows(6, 501))
     objects.save_codes(tmp_path / "c.cw", codes, one)
@@ -244,6 +246,41 @@ def test_impossible_quantizers(name, tmp_path):
     assert not wrong
 
 
+def nested(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"quantizer": name, "config": config, "structure": {"fitted": True}}
+
+
+WIDE = nested("pvq", {"dim": objects.MAX_DIM, "group": 8, "pulses": 2, "gain_bits": 1})
+NARROW = nested("pq", {"dim": 1, "num_codebooks": 1, "codebook_size": 65536})
+
+
+@pytest.mark.parametrize(("bomb", "codes"), [
+    (nested("residual", {"quantizers": [WIDE] * 3000}), {"limit"}),
+    (nested("product", {"quantizers": [WIDE] * 2, "groups": None}), {"limit"}),
+    (nested("product", {"quantizers": WIDE, "groups": 65536}), {"limit", "config"}),
+    (nested("product", {"quantizers": NARROW, "groups": 1 << 30}), {"limit", "config"}),
+    (nested("residual", {"quantizers": [NARROW] * 7_000}), {"limit"}),
+    (nested("rabitq", {"dim": 1 << 40, "code_bits": 4, "fast": False, "slack": 1.9, "seed": 0}), {"limit"}),
+    (nested("vq", {"dim": objects.MAX_DIM, "codebook_size": 1 << 24}), {"missing-key"}),
+    (nested("fsq", {"dim": 8, "grid": [256] * 50_000}), {"config"}),
+])
+def test_configurations_that_ask_for_the_world_get_nothing(bomb, codes, tmp_path):
+    parts = Parts(SAMPLES["quantizer-pq"].data)
+    parts.header["object"] = bomb
+    data = parts.rebuild({}).seal()
+    start = time.process_time()
+    assert code_of(tmp_path / "f", data) in codes
+    assert time.process_time() - start < 2
+    tracemalloc.start()
+    try:
+        found = code_of(tmp_path / "f", data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found in codes
+    assert peak < 2 * len(data) + (16 << 20)
+
+
 def bad_codes(data: bytes, one: Quantizer) -> Iterator[tuple[str, bytes, set[str]]]:
     def changed(change: Callable[[Parts], Any]) -> bytes:
         parts = Parts(data)
@@ -272,7 +309,7 @@ def bad_codes(data: bytes, one: Quantizer) -> Iterator[tuple[str, bytes, set[str
     yield "levels 2^40 positions", header(levels=[[2, 1 << 40]]), {"limit"}
     yield "symbols without bits", changed(lambda p: p.header.update(levels=[[1, 1]], shape=[1 << 40]) or p.rebuild(
         {"indices": ("U8", [0], b"")})), {"limit"}
-    yield "symbols without bits, many positions", changed(lambda p: p.header.update(levels=[[1, 1 << 20]], shape=[1 << 28]) or p.rebuild(
+    yield "symbols without bits, many positions", changed(lambda p: p.header.update(levels=[[1, 1 << 18]], shape=[1 << 28]) or p.rebuild(
         {"indices": ("U8", [0], b"")})), {"limit"}
     yield "fingerprint short", header(fingerprint="0" * 15), {"header"}
     yield "fingerprint in capitals", header(fingerprint="A" * 16), {"header"}

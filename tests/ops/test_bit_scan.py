@@ -8,9 +8,11 @@ import torch
 from codeword import ops
 from codeword.errors import ShapeError
 from codeword.ops import bit_blocks, dispatch
+from codeword.quantizer import Codes
 from codeword.quantizers.rabitq import RaBitQ
 
-native = pytest.mark.skipif(dispatch.native() is None or not hasattr(dispatch.native(), "bit_scan"), reason="the native module is not built")
+BUILT = dispatch.native() is not None and hasattr(dispatch.native(), "bit_scan")
+native = pytest.mark.skipif(not BUILT, reason="the native module is not built")
 
 
 @pytest.mark.parametrize("bits", range(2, 10))
@@ -39,7 +41,7 @@ def test_top_layout_is_the_documented_one() -> None:
     assert torch.equal(bit_blocks.unpack_top(planes)[:, :12].to(torch.int64), bits)
 
 
-def problem(dim: int, bits: int, metric: str, rows: int = 150):
+def problem(dim: int, bits: int, metric: str, rows: int = 140):
     """Three lists of different lengths, five queries."""
     g = torch.Generator().manual_seed(dim * 10 + bits)
     x, q = torch.randn(rows, dim, generator=g) + 0.3, torch.randn(5, dim, generator=g)
@@ -53,8 +55,7 @@ def problem(dim: int, bits: int, metric: str, rows: int = 150):
 
 
 @native
-@pytest.mark.parametrize("dim", [1, 8, 31, 100, 2100])
-@pytest.mark.parametrize("bits", range(1, 10))
+@pytest.mark.parametrize(("dim", "bits"), [*((dim, bits) for dim in (1, 31, 100) for bits in range(1, 10)), (8, 2), (2100, 1), (2100, 9)])
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_kernel_equals_definition(dim: int, bits: int, metric: str) -> None:
     module = dispatch.native()
@@ -62,7 +63,7 @@ def test_kernel_equals_definition(dim: int, bits: int, metric: str) -> None:
     _, packed, blocks, query, spans, coarse = problem(dim, bits, metric)
     some = torch.rand(packed.rows, generator=torch.Generator().manual_seed(0)) < 0.3
     for allowed in (None, some):
-        for k in (1, 10, 200):
+        for k in (1, 10, 120) if dim < 1000 else (10,):
             distance, rows = bit_blocks.reference(blocks, query, spans, coarse, k, allowed)
             for isa in module.runnable_isas():
                 module.set_isa(isa)
@@ -79,11 +80,11 @@ def test_inner_products_reach_their_limits(metric: str) -> None:
     module = dispatch.native()
     assert module is not None
     for bits in (1, 8, 9):
-        quantizer = RaBitQ(dim=4200, code_bits=bits)
-        codes = torch.full((32, 4200), (1 << bits) - 1)
+        quantizer = RaBitQ(dim=4100, code_bits=bits)
+        codes = torch.full((32, 4100), (1 << bits) - 1)
         codes[1] = 0
-        packed = quantizer.pack((codes, torch.ones(32, 2), None))  # type: ignore[arg-type]
-        query = quantizer.prepare(torch.randn(1, 4200, generator=torch.Generator().manual_seed(0)), metric)
+        packed = quantizer.pack(Codes(codes, torch.ones(32, 2)))
+        query = quantizer.prepare(torch.randn(1, 4100, generator=torch.Generator().manual_seed(0)), metric)
         query = query._replace(z1=torch.full_like(query.z1, 31), z=torch.full_like(query.z, int(query.z.abs().max()) if bits > 1 else 0))
         spans, coarse = torch.tensor([[[0, 32]]]), torch.zeros(1, 1)
         expected = bit_blocks.reference(quantizer._blocks(packed), query, spans, coarse, 32, None)

@@ -58,16 +58,31 @@ def layer() -> Layer:
     return Layer(attention.q_proj.weight.detach().clone(), hessian, held_out, queries, cache.keys.clone(), cache.values.clone())
 
 
-@pytest.fixture(scope="session")
-def pictures() -> Tensor:
-    """float32 (2048, 1, 28, 28) of Fashion-MNIST in [0, 1]."""
+def fashion(count: int) -> Tensor | None:
+    """float32 (count, 1, 28, 28) of Fashion-MNIST in [0, 1], None where it is absent."""
     path = shared_folder() / "data" / "fashion_mnist" / "train-images-idx3-ubyte.gz"
     if not path.is_file():
-        pytest.skip(f"needs {path}")
+        return None
     with gzip.open(path) as file:
-        raw = file.read(16 + 2048 * 784)
+        raw = file.read(16 + count * 784)
     assert raw[:4] == b"\x00\x00\x08\x03" and raw[8:16] == b"\x00\x00\x00\x1c\x00\x00\x00\x1c"
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=16).copy()).reshape(-1, 1, 28, 28).float() / 255
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Tensor:
+    """2048 pictures of Fashion-MNIST."""
+    found = fashion(2048)
+    if found is None:
+        pytest.skip(f"needs {shared_folder() / 'data' / 'fashion_mnist'}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def any_pictures() -> Tensor:
+    """96 pictures of Fashion-MNIST, or noise of their size where it is absent."""
+    found = fashion(96)
+    return torch.rand(96, 1, 28, 28, generator=torch.Generator().manual_seed(1)) if found is None else found
 
 
 @pytest.fixture(scope="package", autouse=True)

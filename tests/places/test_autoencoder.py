@@ -1,15 +1,9 @@
-"""The bottleneck: every quantizer trains there on Fashion-MNIST; under torch.compile; on two ranks with identical codebooks afterwards."""
+"""The bottleneck on Fashion-MNIST: every quantizer trains there a few hundred steps, those that learn also under torch.compile."""
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import codeword
@@ -23,7 +17,7 @@ LEARNING = {
     "simvq": "simvq:codebook_size=64,steps=60",
     "fsq": "fsq:grid=8x5x5x5",
 }
-FIXED = {"pq": "pq:num_codebooks=2,codebook_size=16,iterations=8", "rabitq": "rabitq:bits=2", "pvq": "pvq:bits=2"}
+FIXED = {"pq": "pq:num_codebooks=2,codebook_size=16,iterations=8", "rabitq": "rabitq:code_bits=2", "pvq": "pvq:bits=2"}
 
 
 def build(spec: str, pictures: Tensor, seed: int = 0) -> tuple[Autoencoder, torch.optim.Optimizer]:
@@ -35,7 +29,7 @@ def build(spec: str, pictures: Tensor, seed: int = 0) -> tuple[Autoencoder, torc
 
 def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, steps: int) -> list[Step]:
     g = torch.Generator().manual_seed(1)
-    return [train_step(model, pictures[torch.randint(len(pictures), (32,), generator=g)], optimizer) for _ in range(steps)]
+    return [train_step(model, pictures[torch.randint(len(pictures), (24,), generator=g)], optimizer) for _ in range(steps)]
 
 
 @torch.no_grad()
@@ -56,16 +50,6 @@ def test_trains_a_few_hundred_steps(name: str, pictures: Tensor):
     moved = any(not torch.equal(value, before[key]) for key, value in model.quantizer.state_dict().items())
     assert moved == (name in LEARNING and name != "fsq")
     assert torch.equal(model.decode(model.encode(pictures[-8:])), model(pictures[-8:]).values)
-
-
-def test_refitting_a_fixed_codebook_follows_the_encoder(pictures: Tensor):
-    """PQ has no gradient of its own: what it was fitted on drifts away; fitting it again lowers the quantization error."""
-    model, optimizer = build(FIXED["pq"], pictures)
-    train(model, optimizer, pictures[:-128], 100)
-    z = model._latents(pictures[:128]).detach()
-    stale = float((model.quantizer(z).values - z).square().mean())
-    model.start(pictures[:128])
-    assert float((model.quantizer(z).values - z).square().mean()) < stale
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -98,37 +82,9 @@ def test_compiled_by_inductor(pictures: Tensor):
     torch._dynamo.reset()
 
 
-def _rank(rank: int, port: int, spec: str, pictures: Tensor, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    model, optimizer = build(spec, pictures)
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    for i in range(6):
-        mine = pictures[i * 32 + rank * 16:i * 32 + rank * 16 + 16]
-        train_step(wrapped, mine[:0] if rank == 1 and i == 3 else mine, optimizer)
-    torch.save({"state": model.state_dict(), "codes": model.encode(pictures[-16:]).indices}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("name", LEARNING)
-def test_two_ranks_end_with_identical_codebooks(name: str, pictures: Tensor, tmp_path: Path):
-    """Each rank sees other pictures, and once none at all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (port, LEARNING[name], pictures[:320].clone(), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(value, second["state"][key]) for key, value in first["state"].items())
-    assert torch.equal(first["codes"], second["codes"])
-    start = build(LEARNING[name], pictures[:320])[0].state_dict()
-    assert any(not torch.equal(value, first["state"][key]) for key, value in start.items() if key.startswith("encoder"))
-    assert name == "fsq" or any(not torch.equal(value, first["state"][key]) for key, value in start.items() if key.startswith("quantizer"))
-
-
 def test_refusals(pictures: Tensor):
     with pytest.raises(CodewordError, match="Quantizer"):
-        Autoencoder.small(torch.nn.Identity())  # type: ignore[arg-type]
+        Autoencoder(encoder=torch.nn.Identity(), quantizer=torch.nn.Identity(), decoder=torch.nn.Identity())  # type: ignore[arg-type]
     model = Autoencoder.small(codeword.make(LEARNING["vq"], DIM), width=4)
     with pytest.raises(codeword.NotFitted):
         model(pictures[:2])

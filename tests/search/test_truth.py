@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codeword.errors import CodewordError, ShapeError
+from codeword.ops.reference import exact_distances
 from codeword.search import truth
 from codeword.search.scores import exact_distance, prepared
 
@@ -44,6 +45,12 @@ def test_ties_ids_and_padding():
     assert isinstance(truth.exact_search(torch.ones(3, 4), torch.ones(2, 4), 1).ids, torch.Tensor)
     assert truth.exact_search(x[:0], x, 2).ids.shape == (6, 2)
     assert truth.exact_search(x, x[:0], 2).ids.shape == (0, 2)
+
+
+def test_sums_have_the_order_of_the_reference():
+    for n, d in ((1, 1), (3, 7), (5, 45), (200, 384)):
+        x, y = torch.from_numpy(blobs(n, d)), torch.from_numpy(blobs(n, d, seed=1))
+        assert torch.equal(exact_distance(x, y, "l2"), exact_distances(x, y))
 
 
 def test_a_pairs_distance_depends_on_the_pair_alone():

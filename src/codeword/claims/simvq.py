@@ -12,13 +12,14 @@ from codeword.quantizers.simvq import SimVQ
 from codeword.quantizers.vq import VQ
 
 STEP = 0.5
-SIZE = {"smoke": 64, "small": 512, "paper": 2048}
+SIZE = {"smoke": 32, "small": 256, "paper": 2048}
+"""Codewords of the fits on vectors."""
 
 
 def _one_step(setting: Setting) -> tuple[SimVQ, Tensor, Tensor, Tensor]:
     """One SGD step on the codebook term of one row: (quantizer, effective codebook before, after, predicted move)."""
-    quantizer = SimVQ(dim=32, codebook_size=200, seed=setting.seed)
-    row = torch.from_numpy(random.normal(setting.seed, 32, stream="claim row")).reshape(1, 32)
+    rows = torch.from_numpy(random.normal(setting.seed, 64 * 32, stream="claim rows")).reshape(64, 32)
+    quantizer, row = SimVQ(dim=32, codebook_size=200, steps=0, seed=setting.seed).fit(rows), rows[:1]
     before = quantizer.effective().detach()
     winner = int(ops.nearest(row, before).indices)
     loss = (quantizer.effective()[winner] - row[0]).square().mean()
@@ -44,7 +45,7 @@ def moved(setting: Setting) -> float:
 
 def frozen(setting: Setting) -> float:
     quantizer, *_ = _one_step(setting)
-    untouched = SimVQ(dim=32, codebook_size=200, seed=setting.seed).basis
+    untouched = SimVQ(dim=32, codebook_size=200, steps=0, seed=setting.seed).fit(quantizer.basis).basis
     return float((quantizer.basis - untouched).abs().max())
 
 
@@ -57,29 +58,26 @@ def baked(setting: Setting) -> float:
     return float((~same).float().mean())
 
 
-def _errors(setting: Setting) -> tuple[float, float, float]:
-    """Held-out squared error of k-means, SimVQ and the frozen codebook alone, in units where SimVQ trains (mean 0, length 1)."""
-    mean = setting.train.mean(0)
-    length = (setting.train - mean).square().sum(1).mean().sqrt()
-    train, test = (setting.train - mean) / length, (setting.test - mean) / length
-    size = SIZE[setting.budget]
+def _error(rows: Tensor, codebook: Tensor) -> float:
+    return float(ops.nearest(rows, codebook).distances.double().mean())
 
-    def error(codebook: Tensor) -> float:
-        return float(ops.nearest(test, codebook).distances.mean())
 
-    fitted = SimVQ(dim=train.shape[1], codebook_size=size, seed=setting.seed).fit(train)
-    plain = VQ(dim=train.shape[1], codebook_size=size, seed=setting.seed).fit(train)
-    return error(plain.codebook.detach()), error(fitted.effective().detach()), error(fitted.basis)
+def _fitted(setting: Setting) -> tuple[Tensor, SimVQ]:
+    """Training rows in the units where SimVQ trains (mean 0, mean squared length 1), and SimVQ fitted on them."""
+    rows = setting.train - setting.train.mean(0)
+    rows = rows / rows.square().sum(1).mean().sqrt()
+    return rows, SimVQ(dim=rows.shape[1], codebook_size=SIZE[setting.budget], seed=setting.seed).fit(rows)
 
 
 def above_kmeans(setting: Setting) -> float:
-    floor, ours, _ = _errors(setting)
-    return ours / floor
+    rows, ours = _fitted(setting)
+    floor = VQ(dim=rows.shape[1], codebook_size=SIZE[setting.budget], seed=setting.seed).fit(rows)
+    return _error(rows, ours.effective().detach()) / _error(rows, floor.codebook.detach())
 
 
 def below_frozen(setting: Setting) -> float:
-    _, ours, untrained = _errors(setting)
-    return ours / untrained
+    rows, ours = _fitted(setting)
+    return _error(rows, ours.effective().detach()) / _error(rows, ours.basis)
 
 
 CLAIM = Claim(
@@ -93,9 +91,9 @@ CLAIM = Claim(
               Rule(1.0, 1.0), moved, needs_data=False),
         Check("basis_frozen", "identity", "largest change of the random codebook itself", Rule(0.0, 0.0), frozen, needs_data=False),
         Check("baked_is_equal", "identity", "share of held-out rows whose code or value differs after baking", Rule(0.0, 0.0), baked),
-        Check("above_kmeans", "relation", "held-out error of SimVQ over k-means on fixed vectors (k-means is the floor)",
+        Check("above_kmeans", "relation", "error of SimVQ over k-means on the vectors both were fitted on (k-means is the floor)",
               Rule(low=1.0), above_kmeans),
-        Check("below_frozen", "relation", "held-out error of SimVQ over its frozen random codebook (the linear layer does the work)",
+        Check("below_frozen", "relation", "the same over its frozen random codebook (the linear layer does the work)",
               Rule(high=0.9), below_frozen),
     ),
     notes="Usage and reconstruction at 65,536 codes need a trained image tokenizer and are not re-checked yet; the relations here are "

@@ -50,10 +50,11 @@ def _parquet(pa: Any, file: Any, path: Path, key: str | None) -> StreamShard:
     def batches(group: int, rows: int = 0) -> Iterator[np.ndarray]:
         with _readable(path):
             step = rows or max(1, _BATCH_VALUES // dim)
-            at = starts[group]
-            for batch in file.iter_batches(step, row_groups=list(range(group, len(counts))), columns=[name.split(".")[0]]):
-                yield _matrix(pa, batch.column(0), path, at)
-                at += batch.num_rows
+            for g in range(group, len(counts)):  # one at a time: given all, the reader fetches ahead without a limit
+                at = starts[g]
+                for batch in file.iter_batches(step, row_groups=[g], columns=[name], use_threads=False):
+                    yield _matrix(pa, batch.column(0), path, at)
+                    at += batch.num_rows
 
     dim = 1
     dim, dtype = _width(pa, file.schema_arrow.field(name).type, lambda: next(batches(0, 1), None), path)

@@ -1,9 +1,9 @@
-"""NumPy's .npy and .npz. Headers are read by numpy's own literal parser (no pickle, bounded), sizes are checked against the file,
+"""NumPy's .npy and .npz. Headers are parsed as a bounded literal (no pickle), sizes are checked against the file,
 rows are mapped. Members of an .npz that were saved without compression are mapped in place as well."""
 
 from __future__ import annotations
 
-import io
+import ast
 import math
 import struct
 import zipfile
@@ -126,10 +126,9 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtyp
         raise FormatError("truncated", f"{path} ends inside its header")
     major, minor = head[6], head[7]
     if (major, minor) == (1, 0):
-        length, prefix = struct.unpack("<H", head[8:10])[0], b""
+        length = struct.unpack("<H", head[8:10])[0]
     elif (major, minor) == (2, 0):
-        prefix = file.read(2)
-        length = struct.unpack("<I", (head[8:10] + prefix).ljust(4, b"\0"))[0]
+        length = struct.unpack("<I", (head[8:10] + file.read(2)).ljust(4, b"\0"))[0]
     else:
         raise FormatError("version", f"{path} has .npy version {major}.{minor}; 1.0 and 2.0 are read")
     if length > _HEADER_LIMIT:
@@ -137,11 +136,21 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtyp
     text = file.read(length)
     if len(text) < length:
         raise FormatError("truncated", f"{path} ends inside its header")
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return _parsed(text, path)
+
+
+def _parsed(text: bytes, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
-        shape, fortran, dtype = read(io.BytesIO(head[8:10] + prefix + text), max_header_size=_HEADER_LIMIT)
-    except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, OverflowError, IndexError) as error:
+        value = ast.literal_eval(text.decode("latin1").strip())
+        if not isinstance(value, dict) or value.keys() != {"descr", "fortran_order", "shape"}:
+            raise ValueError("the keys descr, fortran_order and shape are needed")
+        shape, fortran, descr = value["shape"], value["fortran_order"], value["descr"]
+        if not isinstance(shape, tuple) or not all(type(n) is int for n in shape) or type(fortran) is not bool:
+            raise ValueError(f"shape {shape!r}, fortran_order {fortran!r}")
+        if not isinstance(descr, str):
+            raise FormatError("dtype", f"{path} holds records; rows of plain numbers are needed")
+        return shape, fortran, np.dtype(descr)
+    except CodewordError:
+        raise
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise FormatError("header", f"{path} has a malformed .npy header: {str(error)[:200]}") from None
-    if not all(type(n) is int for n in shape):
-        raise FormatError("header", f"{path} has a malformed .npy shape: {shape}")
-    return shape, bool(fortran), dtype

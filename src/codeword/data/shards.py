@@ -18,6 +18,9 @@ from codeword.errors import FormatError, ShapeError
 DIM_LIMIT = 1 << 20
 """Widest row that is believed; a header that claims more is refused."""
 
+SKIP_ROWS = 1 << 16
+"""A stream reads on past so many rows rather than start again at a later group."""
+
 
 class Shard(ABC):
     """``rows`` by ``dim`` numbers of ``dtype`` in the file ``path``."""
@@ -61,7 +64,8 @@ class StreamShard(Shard):
         """``starts``: first row of each group and the total; ``batches(g)``: arrays of rows from group g to the end."""
         self.path, self.dim, self.dtype, self.rows = path, dim, dtype, starts[-1]
         self.starts, self.batches = np.asarray(starts), batches
-        self._cursor: tuple[int, Iterator[tuple[int, np.ndarray]]] | None = None
+        self._blocks: Iterator[tuple[int, np.ndarray]] | None = None
+        self._first, self._block = 0, np.empty((0, dim), dtype)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.dim), self.dtype)
@@ -86,16 +90,19 @@ class StreamShard(Shard):
     def _block_with(self, row: int) -> tuple[int, np.ndarray]:
         # Going on in the open stream is free; anything else starts again at the group that holds the row.
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if self._cursor is None or not self._cursor[0] <= row or self.starts[group] > self._cursor[0] + (1 << 16):
-            self._cursor = None
-            blocks = self._numbered(group)
-        else:
-            blocks = self._cursor[1]
-        for first, block in blocks:
-            if row < first + len(block):
-                self._cursor = (first, _again(first, block, blocks))
-                return first, block
-        raise FormatError("truncated", f"{self.path} ends before row {row} of the {self.rows} it declares")
+        if self._blocks is None or row < self._first or self.starts[group] >= self._first + len(self._block) + SKIP_ROWS:
+            self._blocks, self._first, self._block = self._numbered(group), int(self.starts[group]), np.empty((0, self.dim), self.dtype)
+        while row >= self._first + len(self._block):
+            try:
+                following = next(self._blocks, None)
+            except BaseException:
+                self._blocks = None  # a generator that raised is spent; the next read starts afresh and meets the same error
+                raise
+            if following is None:
+                self._blocks = None
+                raise FormatError("truncated", f"{self.path} ends before row {row} of the {self.rows} it declares")
+            self._first, self._block = following
+        return self._first, self._block
 
     def _numbered(self, group: int) -> Iterator[tuple[int, np.ndarray]]:
         first = int(self.starts[group])
@@ -104,11 +111,6 @@ class StreamShard(Shard):
                 raise FormatError("shape", f"{self.path} changes its shape at row {first}: {block.shape} where rows of width {self.dim} go on")
             yield first, block
             first += len(block)
-
-
-def _again(first: int, block: np.ndarray, rest: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    yield first, block
-    yield from rest
 
 
 def file_size(path: Path) -> int:

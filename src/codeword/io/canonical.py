@@ -36,18 +36,25 @@ DIGEST_ZEROS = "0" * 64
 
 
 def encode(value: Any) -> bytes:
-    """The canonical text of JSON ``value``. CodewordError where it has none."""
+    """The canonical text of JSON ``value``. CodewordError where it has none, or where ``decode`` would refuse it."""
     try:
         _check(value, LIMITS.depth)
-    except _NotCanonical as error:
+        text = dump(value)
+        _count(text, "the value", LIMITS)
+    except (_NotCanonical, FormatError) as error:
         raise CodewordError(f"cannot be stored as canonical JSON: {error}") from None
-    return _dump(value)
+    return text
+
+
+def dump(value: Any) -> bytes:
+    """The text of a value that is known to have one."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
 def decode(data: bytes, what: str, limits: Limits = LIMITS) -> Any:
     """The value of canonical ``data``; FormatError("header", "duplicate" or "limit") otherwise."""
     value = parse(data, what, limits)
-    if _dump(value) != data:
+    if dump(value) != data:
         raise FormatError("header", f"{what} is not in canonical form (sorted keys, no spaces, shortest numbers)")
     return value
 
@@ -77,14 +84,14 @@ def sealed(value: dict[str, Any]) -> bytes:
     """Canonical text of ``value`` with its own SHA-256 under "digest": computed over the text with 64 zeros in that place."""
     text = encode({**value, "digest": DIGEST_ZEROS})
     digest = hashlib.sha256(text).hexdigest()
-    return _dump({**value, "digest": digest})
+    return dump({**value, "digest": digest})
 
 
 def unseal(data: bytes, what: str, limits: Limits = LIMITS) -> dict[str, Any]:
     """Inverse of ``sealed``; FormatError("digest") where the text was changed. The "digest" stays in the result."""
     value = decode(data, what, limits)
     record = fields(value, what, {"digest": str}, open_ended=True)
-    zeroed = _dump({**record, "digest": DIGEST_ZEROS})
+    zeroed = dump({**record, "digest": DIGEST_ZEROS})
     if not same_digest(hashlib.sha256(zeroed).hexdigest(), record["digest"]):
         raise FormatError("digest", f"{what} differs from its digest")
     return record
@@ -191,10 +198,9 @@ def _check(value: Any, depth: int) -> None:
         raise _NotCanonical(f"{kind.__name__} is not a JSON value")
 
 
+_NEVER = re.compile("[\0\ud800-\udfff]")
+
+
 def _check_text(text: str) -> None:
-    if any(ch == "\0" or "\ud800" <= ch <= "\udfff" for ch in text):
+    if _NEVER.search(text):
         raise _NotCanonical(f"string {text[:40]!r} has NUL or half a surrogate pair")
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True).encode("ascii")

@@ -113,8 +113,9 @@ class Folder:
         text = canonical.sealed(record)
         if len(text) > self._limits.header_bytes:
             raise CodewordError(f"the manifest of {self.path} would take {len(text)} bytes; at most {self._limits.header_bytes} are read")
+        manifest = canonical.unseal(text, MANIFEST, self._limits)
         files.write_file(self.path / MANIFEST, [text])
-        self._manifest = canonical.unseal(text, MANIFEST, self._limits)
+        self._manifest = manifest
         self._written = {}
         try:
             remove_unreferenced(self.path, set(segments))

@@ -100,10 +100,12 @@ def encode_tensors(tensors: Mapping[str, Tensor | np.ndarray], header: dict[str,
     shapes = {name: (dtype, shape) for name, (dtype, shape, _) in raw.items()}
     digests = {name: hashlib.sha256(memory).hexdigest() for name, (_, _, memory) in raw.items()}
     record = {"digest": canonical.DIGEST_ZEROS, "header": header, "sha256": digests, "version": VERSION}
+    canonical.encode(record)
     head = _header_bytes(record, shapes)
     if len(head) > LIMITS.header_bytes or len(raw) > LIMITS.tensors:
         raise CodewordError(f"{len(raw)} tensors and a header of {len(head)} bytes; at most {LIMITS.tensors} tensors and "
                             f"{LIMITS.header_bytes} bytes fit into one file")
+    canonical.encode(_entries(record, shapes))
     digest = hashlib.sha256(head).hexdigest()
     return _header_bytes({**record, "digest": digest}, shapes), [memory for _, _, memory in raw.values()], digest
 
@@ -215,12 +217,16 @@ def _raw(name: str, tensor: Tensor | np.ndarray) -> tuple[str, tuple[int, ...], 
 
 def _header_bytes(record: dict[str, Any], shapes: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """The first 8 + n bytes: a pure function of the record and of names, dtypes and shapes in order."""
-    entries: dict[str, Any] = {_METADATA: {"codeword": canonical.encode(record).decode("ascii")}}
-    for name, dtype, shape, start, stop in _layout(shapes):
-        entries[name] = {"data_offsets": [start, stop], "dtype": dtype, "shape": list(shape)}
-    text = canonical.encode(entries)
+    text = canonical.dump(_entries(record, shapes))
     padded = -(-(8 + len(text)) // PAGE) * PAGE - 8
     return padded.to_bytes(8, "little") + text.ljust(padded)
+
+
+def _entries(record: dict[str, Any], shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {_METADATA: {"codeword": canonical.dump(record).decode("ascii")}}
+    for name, dtype, shape, start, stop in _layout(shapes):
+        entries[name] = {"data_offsets": [start, stop], "dtype": dtype, "shape": list(shape)}
+    return entries
 
 
 def _layout(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, str, tuple[int, ...], int, int]]:
@@ -295,7 +301,7 @@ def _record(entries: dict[str, Any], what: str, limits: Limits) -> dict[str, Any
     inner = canonical.parse(text.encode("ascii"), f"codeword metadata in the {what}", limits)
     check_version(inner, what)
     record = canonical.fields(inner, what, {"digest": str, "header": dict, "sha256": dict, "version": int})
-    if canonical.encode(record) != text.encode("ascii"):
+    if canonical.dump(record) != text.encode("ascii"):
         raise FormatError("header", f"codeword metadata in the {what} is not in canonical form")
     if not _HEX.fullmatch(record["digest"]):
         raise FormatError("header", f"{what} has digest {record['digest'][:70]!r}; 64 hex digits are needed")

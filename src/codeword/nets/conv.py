@@ -5,13 +5,13 @@
 
 One training step is three lines, and the order matters: forward (pure), backward and optimizer step, then ``quantizer.update`` on every
 rank, since averages and revived codewords are collective. A quantizer that learns is fitted on the encoder's first outputs
-(``start``): a codebook far from the data never catches up. Quantizers without a gradient of their own (PQ, PVQ, RaBitQ) stay fixed
-there and pass the decoder's gradient straight through, or are fitted again now and then.
+(``start``): a codebook far from the data never catches up. Quantizers without a gradient of their own (PQ, PVQ, RaBitQ) stay as they
+were fitted; their commitment loss holds the encoder to them. (Fitting them again on the way breaks the decoder each time.)
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class Autoencoder(nn.Module):
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     @classmethod
-    def small(cls, quantizer: Quantizer, *, channels: int = 1, width: int = 32) -> Autoencoder:
+    def small(cls, quantizer: Quantizer, *, channels: int = 1, width: int = 32) -> Self:
         """For images whose sides divide by 4; 28 x 28 become 7 x 7 tokens."""
         return cls(encoder=encoder(channels, quantizer.dim, width=width), quantizer=quantizer,
                    decoder=decoder(channels, quantizer.dim, width=width))

@@ -172,13 +172,26 @@ def _exact(z: Tensor, points: Tensor) -> Tensor:
     return (z.double() @ points.mT).float()
 
 
+def example(generator: torch.Generator) -> tuple[Blocks, Query, Tensor, Tensor, int, None]:
+    """Arguments of a small ``reference`` call, for the self check."""
+    dim, bits, rows = 100, 5, 64
+    codes = torch.randint(0, 1 << bits, (rows, dim), generator=generator)
+    numbers = torch.rand(rows // BLOCK, 3, BLOCK, generator=generator)
+    blocks = Blocks(pack_top(codes >> (bits - 1)), numbers, torch.ones(rows // BLOCK), pack_rest(codes & ((1 << (bits - 1)) - 1), bits),
+                    numbers.transpose(1, 2).reshape(rows, 3).contiguous(), bits)
+    z1 = torch.randint(-31, 32, (2, 104), generator=generator, dtype=torch.int8)
+    z = torch.randint(-999, 1000, (2, 128), generator=generator, dtype=torch.int16)
+    query = Query(z1, z, torch.tensor([[0.02, 0.01, 0.5, 1.0]] * 2), torch.ones(2), True)
+    return blocks, query, torch.tensor([[[0, 64]], [[32, 50]]]), torch.zeros(2, 1), 7, None
+
+
 # ---------------------------------------------------------------------- layout
 
 
 def pack_top(bits: Tensor) -> Tensor:
     """planes of bits (rows, dim) 0/1, rows a multiple of 32."""
     rows, dim = bits.shape
-    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -dim % 8)).reshape(rows // BLOCK, BLOCK, -1, 8)
+    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -dim % 8)).reshape(rows // BLOCK, BLOCK, -(-dim // 8), 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
     return (padded * weights).sum(3, dtype=torch.uint8).transpose(1, 2).contiguous()
 
@@ -186,7 +199,7 @@ def pack_top(bits: Tensor) -> Tensor:
 def unpack_top(planes: Tensor) -> Tensor:
     """uint8 (rows, 8G)."""
     bits = (planes.transpose(1, 2).unsqueeze(3) >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
-    return bits.reshape(len(planes) * BLOCK, -1)
+    return bits.flatten(2).flatten(0, 1)
 
 
 def rest_bytes(dim: int, bits: int) -> int:
@@ -198,7 +211,7 @@ def pack_rest(values: Tensor, bits: int) -> Tensor:
     """Lower bits (rows, dim) below 2^(bits-1) in fields of 8, 4, 2, 1 bits, the widest lowest in the value. A field of f bits of a
     group of 32 dimensions is 4f bytes: byte j holds dimensions j, j+4f, j+8f, ... from its lowest bits up; f = 1 is a bit string."""
     rows, dim = values.shape
-    groups = torch.nn.functional.pad(values.to(torch.int32), (0, -dim % GROUP)).reshape(rows, -1, GROUP)
+    groups = torch.nn.functional.pad(values.to(torch.int32), (0, -dim % GROUP)).reshape(rows, -(-dim // GROUP), GROUP)
     parts, shift = [], 0
     for f in _fields(bits - 1):
         field = (groups >> shift) & ((1 << f) - 1)
@@ -210,7 +223,7 @@ def pack_rest(values: Tensor, bits: int) -> Tensor:
 
 def unpack_rest(rest: Tensor, bits: int) -> Tensor:
     """int32 (rows, 32 groups)."""
-    groups = rest.to(torch.int32).reshape(len(rest), -1, 4 * (bits - 1))
+    groups = rest.to(torch.int32).unflatten(1, (rest.shape[1] // (4 * (bits - 1)), 4 * (bits - 1)))
     out = torch.zeros(len(rest), groups.shape[1], GROUP, dtype=torch.int32, device=rest.device)
     shift = at = 0
     for f in _fields(bits - 1):

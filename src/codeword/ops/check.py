@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import dispatch, functions, reference
+from codeword.ops import bit_blocks, dispatch, functions, grid, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -27,6 +27,8 @@ def self_check() -> dict[str, bool]:
     widths = [1, 3, 8, 13, 63]
     indices = torch.randint(0, 1 << 62, (65, 5), generator=generator) & torch.tensor([(1 << w) - 1 for w in widths])
     packed = reference.pack(indices, widths)
+    magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
+    scan = bit_blocks.example(generator)
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
@@ -35,6 +37,8 @@ def self_check() -> dict[str, bool]:
         "rotate": (lambda: functions.rotate(x, signs), lambda: reference.rotate(x, signs)),
         "pack": (lambda: functions.pack(indices, widths), lambda: packed),
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
+        "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
+        "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }
     return {op: _same(got(), want()) for op, (got, want) in cases.items() if dispatch.choice(op) == "native"}

@@ -50,6 +50,16 @@ def choice(op: str, device: torch.device | str = "cpu") -> str:
     return "reference"
 
 
+def run(op: Any, *arguments: Any) -> Any:
+    """A registered op, through torch's dispatcher where something traces or differentiates it, else its function directly: the first
+    call of any registered op imports torch's compiler, two seconds that encoding a vector has no use for."""
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    if (torch.compiler.is_compiling() or any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors)
+            or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):
+        return op(*arguments)
+    return op._init_fn(*arguments)
+
+
 def choices() -> dict[str, str]:
     """Implementation of every op on CPU, for ``codeword doctor``."""
     return {op: choice(op) for op in OPS}

@@ -30,7 +30,7 @@ def nearest(x: Tensor, codebook: Tensor) -> Nearest:
     """
     if x.ndim != 2 or codebook.ndim != 2 or x.shape[1] != codebook.shape[1] or codebook.shape[0] == 0:
         raise ShapeError(f"nearest got x {tuple(x.shape)} and codebook {tuple(codebook.shape)}; (n, d) and (k >= 1, d) are needed")
-    return Nearest(*_nearest(x.detach().float().contiguous(), codebook.detach().float().contiguous()))
+    return Nearest(*dispatch.run(_nearest, x.detach().float().contiguous(), codebook.detach().float().contiguous()))
 
 
 @torch.library.custom_op("codeword::nearest", mutates_args=())
@@ -53,7 +53,7 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
     here: float64 accumulation over d in ascending order, rounded once, so a row's result does not depend on its batch."""
     if x.ndim != 2 or matrix.ndim != 2 or x.shape[1] != matrix.shape[1]:
         raise ShapeError(f"project got x {tuple(x.shape)} and matrix {tuple(matrix.shape)}; (n, d) and (m, d) are needed")
-    return _project(x.float().contiguous(), matrix.float().contiguous())
+    return dispatch.run(_project, x.float().contiguous(), matrix.float().contiguous())
 
 
 @torch.library.custom_op("codeword::project", mutates_args=())
@@ -88,7 +88,7 @@ def hadamard(x: Tensor) -> Tensor:
     n = x.shape[-1]
     if n & (n - 1) or n == 0:
         raise ShapeError(f"hadamard got width {n}; a power of two is needed (rotate takes any width)")
-    return _hadamard(x.float().reshape(-1, n).contiguous()).reshape(x.shape)
+    return dispatch.run(_hadamard, x.float().reshape(-1, n).contiguous()).reshape(x.shape)
 
 
 @torch.library.custom_op("codeword::hadamard", mutates_args=())
@@ -114,7 +114,7 @@ def rotate(x: Tensor, signs: Tensor, inverse: bool = False) -> Tensor:
     n = x.shape[-1]
     if signs.shape != (4, n) or n == 0:
         raise ShapeError(f"rotate got width {n} and signs {tuple(signs.shape)}; a width n >= 1 and signs (4, n) are needed")
-    return _rotate(x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
+    return dispatch.run(_rotate, x.float().reshape(-1, n).contiguous(), signs.float().contiguous(), inverse).reshape(x.shape)
 
 
 @torch.library.custom_op("codeword::rotate", mutates_args=())
@@ -138,7 +138,7 @@ def _rotate_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor
 
 def _rotate_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
     (signs,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _rotate(grad.contiguous(), signs, not ctx.inverse), None, None  # type: ignore[attr-defined]
+    return dispatch.run(_rotate, grad.contiguous(), signs, not ctx.inverse), None, None  # type: ignore[attr-defined]
 
 
 _rotate.register_autograd(_rotate_backward, setup_context=_rotate_setup)
@@ -151,7 +151,7 @@ def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None
         raise ShapeError(f"segment_sum got x {tuple(x.shape)}, labels {tuple(labels.shape)} and weights "
                          f"{None if weights is None else tuple(weights.shape)}; (n, d), (n,) and None or (n,) are needed")
     weights = None if weights is None else weights.detach().float().contiguous()
-    return _segment_sum(x.detach().float().contiguous(), labels.to(torch.int64).contiguous(), segments, weights)
+    return dispatch.run(_segment_sum, x.detach().float().contiguous(), labels.to(torch.int64).contiguous(), segments, weights)
 
 
 @torch.library.custom_op("codeword::segment_sum", mutates_args=())
@@ -190,7 +190,8 @@ def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
         raise ShapeError(f"pack got indices {tuple(indices.shape)} and {len(widths)} widths; (rows, positions) and widths 0..63 are needed")
     if indices.is_floating_point() or indices.is_complex():
         raise ShapeError(f"pack got indices of {indices.dtype}; integers are needed")
-    return _pack(indices.detach().to(indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64).contiguous(), list(widths))
+    kind = indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64
+    return dispatch.run(_pack, indices.detach().to(kind).contiguous(), list(widths))
 
 
 @torch.library.custom_op("codeword::pack", mutates_args=())
@@ -223,7 +224,7 @@ def unpack(data: Tensor, widths: Sequence[int], rows: int, dtype: torch.dtype = 
     widest = max(widths, default=0)
     if dtype not in INDEX_DTYPES or widest > torch.iinfo(dtype).max.bit_length():
         raise ShapeError(f"unpack got dtype {dtype} for widths up to {widest}; uint8, uint16, int32 or int64 that holds them is needed")
-    return _unpack(data.contiguous(), list(widths), rows, dtype)
+    return dispatch.run(_unpack, data.contiguous(), list(widths), rows, dtype)
 
 
 @torch.library.custom_op("codeword::unpack", mutates_args=())

@@ -9,7 +9,7 @@ u changes only where t passes a breakpoint j / a_i (1 <= j < K), so walking the 
 both sums visits every candidate: the exact optimum of Extended RaBitQ. Magnitudes are integers 0..2^30 (the caller scales by the
 largest), hence both sums are exact whatever their order, and score, walk and ties are the same on every machine:
 
-    breakpoints  j / a_i in float64, ascending; equal ones in order of i; the state after each single step is a candidate
+    breakpoints  j * (1 / a_i) in float64, ascending; equal ones in order of i; the state after each single step is a candidate
     score        N * N / D in float64 with N = sum (2u+1) a, D = sum (2u+1)^2; the first of equal scores wins
 """
 
@@ -32,7 +32,7 @@ def grid_code(magnitudes: Tensor, cells: int) -> Tensor:
         raise ShapeError(f"grid_code got {got}; int32 (n, d) and 1..256 cells are needed")
     if cells == 1:
         return torch.zeros_like(magnitudes, dtype=torch.uint8)
-    return _grid_code(magnitudes.contiguous(), cells)
+    return dispatch.run(_grid_code, magnitudes.contiguous(), cells)
 
 
 @torch.library.custom_op("codeword::grid_code", mutates_args=())
@@ -66,7 +66,7 @@ def reference(magnitudes: Tensor, cells: int) -> Tensor:
 def _walk(a: Tensor, cells: int) -> Tensor:
     n, d = a.shape
     levels = torch.arange(1, cells, device=a.device)
-    crossing = (levels.double() / a.unsqueeze(2).double()).flatten(1)  # a zero never leaves cell 0: its breakpoints are infinite
+    crossing = (levels.double() * (1 / a.double()).unsqueeze(2)).flatten(1)  # a zero never leaves cell 0: its breakpoints are infinite
     order = torch.argsort(crossing, dim=1, stable=True)
     entry = order // (cells - 1)
     level = order % (cells - 1) + 1

@@ -45,6 +45,8 @@ def _convert(owner: str, key: str, value: Any, kind: str) -> Any:
     choices = [part.strip() for part in kind.split("|")]
     if value is None and "None" in choices:
         return None
+    if "Quantizer" in kind:
+        return _quantizers(owner, key, value, choices)
     plain = [part for part in choices if part != "None"]
     if len(plain) != 1:
         return value
@@ -70,3 +72,13 @@ def _convert(owner: str, key: str, value: Any, kind: str) -> Any:
             return [_convert(owner, f"{key}[{i}]", item, "int") for i, item in enumerate(value)]
         raise CodewordError(f"{owner} got {key}={value!r}; a list of integers is needed")
     return value
+
+
+def _quantizers(owner: str, key: str, value: Any, choices: list[str]) -> Any:
+    from codeword.quantizer import Quantizer
+    if isinstance(value, Quantizer) and "Quantizer" in choices:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, Quantizer) for item in value) and choices != ["Quantizer"]:
+        return value
+    what = "a Quantizer" if choices == ["Quantizer"] else "a list of Quantizers"
+    raise CodewordError(f"{owner} got {key}={value!r}; {what} is needed (codeword.make builds one from a spec)")

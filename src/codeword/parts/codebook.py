@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from codeword import ops
+from codeword.errors import Unsupported
 from codeword.parts import arrays
 
+LARGEST_DIAL = 16
+"""Most bits of one index that a dial chooses by itself; larger codebooks are asked for by their size."""
 COUNTED = 1 << 20
 """Alphabets larger than this are not counted in ``usage``: the histogram would cost more than the quantizer."""
+
+
+def size_for_bits(name: str, dim: int, bits: float) -> int:
+    """2^(bits dim) codewords; Unsupported where that is no whole number of bits or more than a codebook holds."""
+    total = bits * dim
+    if not math.isclose(total, round(total), abs_tol=1e-9) or not 1 <= total <= LARGEST_DIAL:
+        raise Unsupported(f"{name} has one index of whole bits a vector, at most {LARGEST_DIAL}; bits={bits} at dim={dim} asks for "
+                          f"{total:g}: product({name}:bits={bits}) cuts the vector into narrower slices")
+    return 1 << round(total)
 
 
 def assign(rows: Tensor, codebook: Tensor, metric: Tensor | None = None) -> Tensor:

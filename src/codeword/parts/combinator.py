@@ -23,9 +23,9 @@ class Combinator(Quantizer):
 
     def __init__(self, parts: Sequence[Quantizer], repeats: int = 1) -> None:
         super().__init__()
-        for part in parts:
-            if not isinstance(part, Quantizer):
-                raise CodewordError(f"{self.name} got {type(part).__name__}; Quantizer objects are needed (codeword.make builds one)")
+        kinds = [type(part).__name__ for part in parts if not isinstance(part, Quantizer)] if isinstance(parts, (list, tuple)) else [parts]
+        if kinds:
+            raise CodewordError(f"{self.name} got {kinds[0]!r}; Quantizer objects are needed (codeword.make builds one)")
         if not parts or len({id(part) for part in parts}) != len(parts):
             raise CodewordError(f"{self.name} got {len(parts)} quantizers, some twice; at least one, each a separate object, is needed")
         self.parts = nn.ModuleList(parts)

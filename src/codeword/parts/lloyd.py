@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TOLERANCE = 1e-6
+"""Levels that move less than this, relative to the largest, are at rest."""
+
 
 def lloyd_levels(values: Tensor, count: int, weights: Tensor | None = None, *, iterations: int = 200) -> Tensor:
     """``count`` ascending float64 levels for the sample ``values`` (n,), n >= 1, finite, optionally weighted (n,), weights > 0.
@@ -28,9 +31,9 @@ def lloyd_levels(values: Tensor, count: int, weights: Tensor | None = None, *, i
         inside = torch.diff(mass[edges])
         means = torch.where(inside > 0, torch.diff(total[edges]) / inside.clamp(min=torch.finfo(torch.float64).tiny), levels)
         means = torch.sort(means.clamp(ordered[0], ordered[-1])).values  # rounding in the sums must not leave the sample's range
-        if torch.equal(means, levels):
+        moved, levels = (means - levels).abs().max(), means
+        if bool(moved <= TOLERANCE * levels.abs().max()):
             break
-        levels = means
     return levels
 
 

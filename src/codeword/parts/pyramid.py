@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from codeword.ops import dispatch
+
 LIMIT = 1 << 63
 MAX_PULSES = 1 << 12
 BLOCK_GROUPS = 1 << 13
@@ -29,8 +31,8 @@ def sizes(group: int, limit: int) -> tuple[int, ...]:
     column, found = [1] * (group + 1), []
     while len(found) < MAX_PULSES:
         following = [0]
-        for l in range(1, group + 1):
-            following.append(following[l - 1] + column[l] + column[l - 1])
+        for left, above in zip(column[1:], column, strict=False):
+            following.append(following[-1] + left + above)
         if following[group] > limit:
             break
         found.append(following[group])
@@ -60,10 +62,14 @@ def _prefix(row: list[int]) -> list[int]:
     return out
 
 
-@torch.library.custom_op("codeword::pyramid_project", mutates_args=())
 def project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     """Points y int64 (n, D) near the direction of x (n, D) float32, and the gains x.y / |y| float64 (n,), never negative.
     A group of zeros, or one with NaN or infinity, becomes (K, 0, ..., 0) with gain 0."""
+    return dispatch.run(_project_op, x, pulses)
+
+
+@torch.library.custom_op("codeword::pyramid_project", mutates_args=())
+def _project_op(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     points = torch.empty(x.shape, dtype=torch.int64, device=x.device)
     gains = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), BLOCK_GROUPS):
@@ -72,7 +78,7 @@ def project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     return points, gains
 
 
-@project.register_fake
+@_project_op.register_fake
 def _(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int64), x.new_empty(len(x), dtype=torch.float64)
 
@@ -82,9 +88,10 @@ def _project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
     total = _ordered_sum(size)
     usable = torch.isfinite(total) & (total > 0)
     size = torch.where(usable.unsqueeze(1), size, 0.0)
-    odd = torch.where(usable.unsqueeze(1), 2 * torch.floor(size * (pulses / total).unsqueeze(1)) + 1, 1.0)  # 2y + 1: what a pulse adds to |y|^2
-    dot, energy = _ordered_sum(size * (odd - 1)) / 2, (odd - 1).square().sum(1) / 4  # integers below 2^53 add up exactly in any order
-    missing = pulses - ((odd - 1).sum(1) / 2).to(torch.int64)
+    point = torch.where(usable.unsqueeze(1), torch.floor(size * (pulses / total).unsqueeze(1)), 0.0)
+    odd = 2 * point + 1  # what one more pulse adds to |y|^2
+    dot, energy = _ordered_sum(size * point), point.square().sum(1)  # integers below 2^53 add up exactly in any order
+    missing = pulses - point.sum(1).to(torch.int64)
     order = torch.argsort(missing, descending=True, stable=True)  # groups that still miss a pulse stand in front
     size, odd, dot, energy, missing = size[order], odd[order], dot[order], energy[order], missing[order]
     rows = torch.arange(len(x), device=x.device)
@@ -109,9 +116,13 @@ def _ordered_sum(x: Tensor) -> Tensor:
     return total
 
 
-@torch.library.custom_op("codeword::pyramid_number", mutates_args=())
 def number(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     """Index int64 (n,) in 0..N-1 of points (n, D) with the tables of their (D, K)."""
+    return dispatch.run(_number_op, points, counts, sums)
+
+
+@torch.library.custom_op("codeword::pyramid_number", mutates_args=())
+def _number_op(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     group, last = points.shape[1], counts.shape[1] - 1
     index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     left = torch.full_like(index, last)
@@ -125,14 +136,18 @@ def number(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     return index
 
 
-@number.register_fake
+@_number_op.register_fake
 def _(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     return points.new_empty(len(points))
 
 
-@torch.library.custom_op("codeword::pyramid_point", mutates_args=())
 def point(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     """Inverse of ``number``: points int64 (n, D)."""
+    return dispatch.run(_point_op, index, counts, sums)
+
+
+@torch.library.custom_op("codeword::pyramid_point", mutates_args=())
+def _point_op(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     group, last = len(counts), counts.shape[1] - 1
     rest, left = index, torch.full_like(index, last)
     columns = []
@@ -149,7 +164,7 @@ def point(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-@point.register_fake
+@_point_op.register_fake
 def _(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
     return index.new_empty(len(index), len(counts))
 

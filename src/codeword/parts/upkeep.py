@@ -34,7 +34,8 @@ _GOLDEN = 0.6180339887498949
 
 
 class Upkeep(nn.Module):
-    """State of the averages: ``counts`` n (K,) and, where the codebook follows them, ``sums`` m (K, d), both float64."""
+    """State of the averages, none where neither they nor revival are wanted: ``counts`` n (K,) and, where the codebook follows
+    them, ``sums`` m (K, d), both float64; ``updates``, how many there were."""
 
     def __init__(self, codebook_size: int, dim: int, *, averages: bool, decay: float, revival: float) -> None:
         super().__init__()
@@ -44,14 +45,18 @@ class Upkeep(nn.Module):
         self.counts: Tensor
         self.sums: Tensor
         self.updates: Tensor
-        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.active = averages or revival > 0
+        if self.active:
+            self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         if averages:
             self.register_buffer("sums", torch.zeros(codebook_size, dim, dtype=torch.float64))
 
     @torch.no_grad()
     def start(self, codebook: Tensor) -> None:
         """Equal shares of a freshly fitted codebook."""
+        if not self.active:
+            return
         self.counts.fill_(1 / self.codebook_size)
         self.updates.zero_()
         if self.averages:
@@ -62,7 +67,9 @@ class Upkeep(nn.Module):
         """What ``step`` needs to know of a batch (n, d) and its indices (n,), plus usage and perplexity. Pure."""
         rows = rows.detach()
         counts = histogram(indices, self.codebook_size, keep)
-        stats = {**usage_of(counts), "counts": counts}
+        stats = usage_of(counts)
+        if self.active:
+            stats["counts"] = counts
         if self.averages:
             weighted = rows.double() if keep is None else rows.double() * keep.unsqueeze(1)
             stats["sums"] = torch.zeros_like(self.sums).index_add_(0, indices, weighted)
@@ -73,6 +80,8 @@ class Upkeep(nn.Module):
     @torch.no_grad()
     def step(self, codebook: Tensor, stats: dict[str, Tensor]) -> Report:
         """Move ``codebook`` (K, d) in place by the statistics of one batch (of all ranks). Collective."""
+        if not self.active:
+            return Report()
         counts = all_sum(stats["counts"])
         sums = all_sum(stats["sums"]) if self.averages else None
         offered = all_rows(stats["candidates"], stats["candidate_valid"]) if self.revival else None
@@ -90,6 +99,10 @@ class Upkeep(nn.Module):
             smoothed = (self.sums + SMOOTHING * codebook.double()) / (self.counts + SMOOTHING).unsqueeze(1)
             codebook.copy_(smoothed.to(codebook.dtype))
         return self._revive(codebook, offered) if offered is not None else Report()
+
+    def plausible(self) -> bool:
+        """Whether the state is one that updates can reach."""
+        return not self.active or (bool((self.counts >= 0).all()) and int(self.updates) >= 0)
 
     def _revive(self, codebook: Tensor, offered: Tensor) -> Report:
         expected = float(self.counts.sum()) / self.codebook_size

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
+from codeword.parts import arrays, scan
 from codeword.parts.kmeans import kmeans
-from codeword.parts import scan
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer, Report
 
 
@@ -40,12 +40,12 @@ class PQ(Quantizer):
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the largest alphabet that does."""
         for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
             books = bits * dim / width
             if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
-                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, seed=seed)
+                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, iterations=iterations, seed=seed)
         raise Unsupported(f"pq has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
@@ -71,7 +71,7 @@ class PQ(Quantizer):
         """``codes`` (rows, M) transposed in blocks of 32 and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None)."""
         indices = torch.as_tensor(codes.indices)
         rows = -(-len(indices) // BLOCK) * BLOCK
-        values = self.decode(Codes(indices))
+        values = self._decode(indices.to(torch.int64), None)
         constant = values.double().square().sum(1)
         cross = torch.zeros_like(constant) if given is None else (values.double() * given.double()).sum(1)
         padded = torch.zeros(rows, self.num_codebooks, dtype=indices.dtype)
@@ -88,6 +88,10 @@ class PQ(Quantizer):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         return scan.lay(rows)
+
+    def check(self, packed: Packed) -> None:
+        arrays.check_indices(packed.tensors["indices"], self.levels, self.name)
+        arrays.check_finite(packed.tensors["row_terms"], f"{self.name}.row_terms")
 
     def prepare(self, queries: Tensor, metric: str) -> PQQuery:
         """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip."""

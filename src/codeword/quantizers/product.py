@@ -31,7 +31,7 @@ class Product(Combinator):
         shared = isinstance(quantizers, Quantizer)
         if shared != (groups is not None) or (groups is not None and not 1 <= groups <= 1 << 16):
             raise CodewordError(f"product got groups={groups}; 1..65536 slices are needed with one shared quantizer and only then")
-        super().__init__([quantizers] if isinstance(quantizers, Quantizer) else list(quantizers), repeats=groups or 1)
+        super().__init__([quantizers] if isinstance(quantizers, Quantizer) else quantizers, repeats=groups or 1)
         self.groups = groups
         self.dim = sum(part.dim for part in self.inner) * self.repeats
 

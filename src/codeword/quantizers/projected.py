@@ -10,7 +10,7 @@ least error that this line leaves (for FSQ the coordinates do not meet, so the s
 choice is kept if it serves better). A quantizer that learns adapts to y by itself: it is fitted on y with s = 1, t = 0.
 
 Cost: two multiply-adds an entry, plus V's dim * width with "pca". Bits: the inner quantizer's. The decision is exact: V goes through
-``ops.project``, all else is elementwise. Principal axes are fitted on one thread, the same whatever the number of threads.
+``ops.project``, all else is elementwise. What is fitted is summed on one thread, the same whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from codeword.parts.moments import moments
 from codeword.parts.training import one_thread
 from codeword.quantizer import Quantizer
 
-SEARCH_VALUES = 1 << 19
+SEARCH_VALUES = 1 << 18
 """Numbers that the search for s and t looks at, at most."""
 
 
@@ -111,7 +111,7 @@ class Projected(Combinator):
             chosen = torch.from_numpy(keep).to(y.device)
             y, weights = y[chosen], None if weights is None else weights[chosen]
         deviation = moments(y, weights)[1].sqrt().float()
-        self.scale.copy_(1 / torch.where(deviation > 0, deviation, 1.0))
+        self.scale.copy_(1 / torch.where(deviation > 1e-36, deviation, 1.0))  # below that a coordinate counts as constant
         for step in (2.0**0.25, 2.0**0.0625):
             factors = [step**i for i in range(-10, 7)] if step > 1.1 else [step**i for i in range(-4, 5)]
             self.scale.copy_(self._best(y, weights, [(self.scale * f, self.shift) for f in factors])[0])
@@ -131,17 +131,24 @@ class Projected(Combinator):
     def _line(self, y: Tensor, weights: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, b of the least-squares line of y on the decoded values v, and the variance it leaves, per coordinate."""
         v = torch.as_tensor(self.quantizer.decode(self.quantizer.encode(y * scale + shift)))
-        mean_y, var_y = moments(y, weights)
-        mean_v, var_v = moments(v, weights)
-        covariance = moments((y - mean_y.float()) * (v - mean_v.float()), weights)[0]
-        gain = torch.where(var_v > 0, covariance / var_v.clamp(min=1e-300), 0.0)
+        share = torch.full((len(y),), 1 / len(y), dtype=torch.float64) if weights is None else weights.double() / weights.double().sum()
+        share = share.to(y.device).unsqueeze(1)
+        with one_thread():
+            y, v = y.double(), v.double()
+            mean_y, mean_v = (y * share).sum(0), (v * share).sum(0)
+            y, v = y - mean_y, v - mean_v
+            weighted = v * share
+            var_v, covariance, var_y = (v * weighted).sum(0), (y * weighted).sum(0), (y * y * share).sum(0)
+        gain = torch.where(var_v > 1e-12 * mean_v.square(), covariance / var_v.clamp(min=1e-300), 0.0)
         return gain.float(), (mean_y - gain * mean_v).float(), var_y - gain * covariance
 
 
 def _principal_axes(centred: Tensor, count: int, weights: Tensor | None) -> Tensor:
     """float32 (count, dim): eigenvectors of the covariance, largest first, each signed so that its largest entry is positive."""
+    if not bool(torch.isfinite(centred).all()):
+        raise CodewordError("projected.fit got rows whose spread leaves the range of float32")
     with one_thread():
-        rows = centred.double()
+        rows = torch.ldexp(centred, -torch.frexp(centred.abs().amax()).exponent.clamp(-120, 120)).double()
         covariance = rows.mT @ (rows if weights is None else rows * weights.double().unsqueeze(1))
         axes = torch.linalg.eigh(covariance).eigenvectors.mT.flip(0)[:count]
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from codeword.errors import CodewordError, FormatError, ShapeError, Unsupported
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts import pyramid
 from codeword.parts.lloyd import lloyd_levels, midpoints
 from codeword.quantizer import Quantizer
@@ -51,7 +51,7 @@ class PVQ(Quantizer):
             raise CodewordError(f"pvq got gain_bits={gain_bits}; 0..{MAX_GAIN_BITS} are allowed")
         sizes = pyramid.sizes(group, (pyramid.LIMIT - 1) >> gain_bits)
         if not 1 <= pulses <= len(sizes):
-            raise CodewordError(f"pvq got pulses={pulses} for group={group} and gain_bits={gain_bits}; 1..{len(sizes)} keep an index below 2^63")
+            raise CodewordError(f"pvq got pulses={pulses}; with group={group} and gain_bits={gain_bits} 1..{len(sizes)} are allowed")
         self.dim, self.group, self.pulses, self.gain_bits = dim, group, pulses, gain_bits
         self.levels = (sizes[pulses - 1] << gain_bits,) * (dim // group)
         self.gains: Tensor
@@ -75,14 +75,9 @@ class PVQ(Quantizer):
         return cls(dim=dim, group=best.group, pulses=best.pulses, gain_bits=best.gain_bits, **options)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        levels = []
-        for part in rows.unflatten(1, (-1, self.group)).unbind(1):
-            _, gain = pyramid.project(part.contiguous(), self.pulses)
-            levels.append(lloyd_levels(gain, 1 << self.gain_bits, weights))
-        gains = torch.stack(levels).float()
-        if not bool(torch.isfinite(gains).all()):
-            raise ShapeError("pvq.fit got values so large that the norm of a group leaves float32; scale them down")
-        self.gains.copy_(gains)
+        _, gain = pyramid.project(rows.reshape(-1, self.group).contiguous(), self.pulses)
+        columns = gain.reshape(len(rows), -1).mT  # one for each group position
+        self.gains.copy_(torch.stack([lloyd_levels(column, 1 << self.gain_bits, weights) for column in columns]))
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         groups = self.dim // self.group

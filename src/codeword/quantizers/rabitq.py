@@ -9,7 +9,7 @@ rotation what the code misses is orthogonal noise, so inner products with the co
     <r, s>  ~  kappa <x_, s>,  kappa = |r|^2/<r, x_>    unbiased; sigma = |r||s| sqrt((1/cos^2 - 1)/(d - 1)), cos = cos(x_, r)
 
 ``scale`` and ``|r|`` are the side information: B + 64/dim bits a dimension. Cost: O(2^B d log d) a vector, or O(d) with ``fast=True``,
-which takes the optimal uniform step for a Gaussian (Max 1960) instead of searching and loses a little of the cosine.
+which takes the best uniform step for a Gaussian (Max 1960) instead of searching and loses a little of the cosine.
 
 A scan needs neither table nor decoding. With c the list's centroid, m the center, c' = c + m and q~ = P(q - m),
 
@@ -43,6 +43,7 @@ from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 
 GAUSSIAN_STEP = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308, 0.0166)
 """Step of the best uniform quantizer of a unit Gaussian with 2^B levels, B = 1..9 (Max 1960)."""
+LARGEST = torch.finfo(torch.float32).max
 
 
 class RaBitQ(Quantizer):
@@ -50,7 +51,7 @@ class RaBitQ(Quantizer):
     exact search; slack: of the bound, in standard deviations; seed.
 
     Works without data; ``fit`` sets ``center`` to the mean of its rows (of residuals, where lists have centroids), which costs
-    nothing and helps where the mean is far from zero. Rows beyond float32 after summing saturate.
+    nothing and helps where the mean is far from zero. Norms and decoded values beyond float32 saturate.
     """
 
     learns = False
@@ -73,13 +74,14 @@ class RaBitQ(Quantizer):
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, fast: bool = False, slack: float = 1.9, seed: int = 0) -> Self:
-        """The code whose stored bits B + 64/dim are nearest to ``bits`` (the smaller of two equally near): ``nominal_bits`` tells the
-        exact figure, for width 384 and bits=4 it is 4.167. Unsupported where none is within half a bit."""
+        """The largest B whose stored bits B + 64/dim exceed ``bits`` by no more than a quarter. So from width 256 on the dial is B and
+        the two floats come on top (4.167 bits at width 384 for bits=4: ``nominal_bits`` tells); at smaller widths, where they would
+        weigh, they are paid for out of the dial. Unsupported where no B comes within a bit."""
         if not 0 < bits < math.inf:
             raise CodewordError(f"rabitq got bits={bits}; a positive number is needed")
         side = 64 / dim
-        best = min(max(math.ceil(bits - side - 0.5), 1), 9)
-        if abs(best + side - bits) > 0.5:
+        best = min(math.floor(bits + 0.25 - side + 1e-9), 9)
+        if best < 1 or bits - best - side >= 1:
             raise Unsupported(f"rabitq stores {1 + side:.3g} to {9 + side:.3g} bits a dimension at dim={dim}; bits={bits} is not near any")
         return cls(dim=dim, code_bits=best, fast=fast, slack=slack, seed=seed)
 
@@ -101,16 +103,19 @@ class RaBitQ(Quantizer):
         product, square = (odd * magnitudes).sum(1), odd.square().sum(1)  # integers: exact in any order
         scale = 2 * (product.double() / square.double()) * unit
         side = torch.stack((scale, _norm(rotated)), dim=1) * _power(exponent)
-        return torch.where(rotated > 0, half + cells, half - 1 - cells), side.clamp(max=torch.finfo(torch.float32).max).float()
+        return torch.where(rotated > 0, half + cells, half - 1 - cells), side.clamp(max=LARGEST).float()
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         assert side is not None
         points = indices.float() - (2**self.code_bits - 1) / 2
-        return self.center + side[:, :1].float() * ops.rotate(points, self.signs, inverse=True)
+        values = self.center + side[:, :1].float() * ops.rotate(points, self.signs, inverse=True)
+        return values.clamp(-LARGEST, LARGEST)
 
     def _constant_step(self, magnitudes: Tensor) -> Tensor:
-        """Cells by the step that is optimal for Gaussian entries of this row's mean square."""
+        """Cells by the step that is optimal for Gaussian entries of this row's mean square, or the one that just reaches the row's
+        largest entry where that is finer."""
         step = GAUSSIAN_STEP[self.code_bits - 1] * _norm(magnitudes) / math.sqrt(self.dim)
+        step = torch.minimum(step, magnitudes.amax(1).double() / (1 << (self.code_bits - 1)))
         cells = (magnitudes.double() / step.clamp(min=1e-300).unsqueeze(1)).nan_to_num().floor()
         return cells.clamp(max=(1 << (self.code_bits - 1)) - 1).to(torch.int64)
 
@@ -148,6 +153,10 @@ class RaBitQ(Quantizer):
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         return scan.lay(rows, blocks=("planes", "factors", "centers"))
+
+    def check(self, packed: Packed) -> None:
+        for name in packed.tensors.keys() - {"planes", "rest"}:  # any bits are a code
+            arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
 
     def _pack_some(self, indices: Tensor, side: Tensor, point: Tensor) -> dict[str, Tensor]:
         fill = (0, 0, 0, -len(indices) % BLOCK)

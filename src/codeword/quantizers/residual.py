@@ -34,7 +34,7 @@ class Residual(Combinator):
     """quantizers: the stages in order, all of one width."""
 
     def __init__(self, *, quantizers: Sequence[Quantizer]) -> None:
-        super().__init__(list(quantizers))
+        super().__init__(quantizers)
         if len({part.dim for part in self.inner}) != 1:
             raise CodewordError(f"residual got stages of widths {[part.dim for part in self.inner]}; one width is needed")
         self.dim = self.inner[0].dim

@@ -6,13 +6,14 @@ dimensions alike loses nothing on data whose dimensions differ. Lengths and angl
     y = R x,   codes = encode(y),   x^ = R' decode(codes)
 
 R is four rounds of random signs, Hadamard transform and Kac step (``ops.rotate``): any width, O(d log d), derived from the seed and
-therefore not stored. A quadratic form travels with it: x' M x = y' (R M R') y.
+therefore not stored. A quadratic form travels with it: x' M x = y' (R M R') y. All distances are kept, so where the inner quantizer
+can be scanned, so can this one: its scan, with rotated queries.
 Cost: one rotation each way. Bits: those of the inner quantizer. Departure: none; a learned rotation (OPQ) would be another class.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from codeword import catalog, ops
 from codeword.errors import CodewordError
 from codeword.parts import arrays, random
 from codeword.parts.combinator import Combinator, stats_of
-from codeword.quantizer import Quantizer
+from codeword.quantizer import Codes, Packed, Quantizer, Query, Scannable
 
 
 class Rotated(Combinator):
@@ -34,6 +35,10 @@ class Rotated(Combinator):
         self.takes_metric = quantizer.takes_metric
         self.signs: Tensor
         self.rebuild()
+        if isinstance(quantizer, Scannable):
+            self.pack, self.prepare = self._pack, self._prepare
+            self.unpack, self.take, self.lay, self.check = quantizer.unpack, quantizer.take, quantizer.lay, quantizer.check
+            self.scan, self.search_spans = quantizer.scan, quantizer.search_spans
 
     @classmethod
     def wrap(cls, inner: tuple[str, ...], dim: int, *, seed: int = 0) -> Self:
@@ -66,6 +71,16 @@ class Rotated(Combinator):
         """The signs of the rotation, from the seed."""
         signs = torch.from_numpy(random.signs(self.seed, 4 * self.dim, stream="rotation")).reshape(4, self.dim)
         self.register_buffer("signs", signs, persistent=False)
+
+    # ------------------------------------------------------------------ Scannable, where the inner quantizer is
+
+    def _pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        return cast(Scannable, self.quantizer).pack(codes, None if given is None else ops.rotate(given, self.signs))
+
+    def _prepare(self, queries: Tensor, metric: str) -> Query:
+        return cast(Scannable, self.quantizer).prepare(ops.rotate(queries, self.signs), metric)
+
+    # ------------------------------------------------------------------ helpers
 
     def _turned_form(self, metric: Tensor) -> Tensor:
         """R M R': rows times R', then the same from the other side; symmetric again after rounding."""

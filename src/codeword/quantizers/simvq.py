@@ -17,7 +17,7 @@ Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from codeword import catalog, ops
 from codeword.errors import CodewordError
 from codeword.parts import random
-from codeword.parts.codebook import assign, usage
+from codeword.parts.codebook import assign, size_for_bits, usage
 from codeword.parts.gradients import straight_through
 from codeword.parts.losses import codebook_term, commitment_term
 from codeword.parts.moments import moments
@@ -57,10 +57,17 @@ class SimVQ(Quantizer):
         self.bias = nn.Parameter(torch.zeros(dim))
         self._baked: _Baked | None = None
 
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:
+        """2^(bits dim) codewords, up to 16 bits a vector."""
+        return cls(dim=dim, codebook_size=size_for_bits("simvq", dim, bits), **options)
+
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         mean, variance = moments(rows, weights)
         length = math.sqrt(math.fsum(variance.tolist()))
         scaled = (rows - mean.float()) / (length if length > 0 else 1.0)
+        if not bool(torch.isfinite(scaled).all()):
+            raise CodewordError(f"simvq.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
         self._start()
         minimise(lambda batch: self._forward(batch, None)[3], [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)

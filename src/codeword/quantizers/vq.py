@@ -5,20 +5,22 @@
 
 ``fit`` is k-means; it is also the start of training, since a codebook far from the data never catches up. In a network the codebook
 follows the gradient of its loss term or, with ``learning="ema"``, moving averages of what was assigned to each codeword (Razavi et
-al. 2019); either way codewords that are hardly ever chosen are moved onto data. Both are moved by ``update`` only, with the rules
-of ``parts/upkeep``; a revived codeword's optimizer moments are the optimizer's, and stay.
+al. 2019); either way, with ``revival``, codewords that are hardly ever chosen are moved onto data. Averages and revival act in
+``update`` only, by the rules of ``parts/upkeep``; the optimizer's moments of a revived codeword are the optimizer's, and stay.
 
 Cost: K d multiply-adds a vector. Bits: ceil(log2 K) a vector.
 """
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError
-from codeword.parts.codebook import assign
+from codeword.parts.codebook import assign, size_for_bits
 from codeword.parts.gradients import straight_through
 from codeword.parts.kmeans import kmeans
 from codeword.parts.losses import codebook_term, commitment_term
@@ -28,12 +30,13 @@ from codeword.quantizer import Quantized, Quantizer, Report
 
 class VQ(Quantizer):
     """dim, codebook_size; learning: "gradient" or "ema" in a network; commitment: beta; decay: of the averages; revival: codewords
-    below this fraction of their expected hits are moved onto data (0: never); iterations: of k-means; seed."""
+    below this fraction of their expected hits are moved onto data (0: never; None: 0.05 with averages, else 0); iterations: of k-means;
+    seed."""
 
     takes_metric = True
 
     def __init__(self, *, dim: int, codebook_size: int, learning: str = "gradient", commitment: float = 0.25, decay: float = 0.99,
-                 revival: float = 0.05, iterations: int = 25, seed: int = 0) -> None:
+                 revival: float | None = None, iterations: int = 25, seed: int = 0) -> None:
         super().__init__()
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"vq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
@@ -44,7 +47,14 @@ class VQ(Quantizer):
         self.iterations, self.seed = iterations, seed
         self.levels = (codebook_size,)
         self.codebook = nn.Parameter(torch.zeros(codebook_size, dim), requires_grad=learning == "gradient")
-        self.upkeep = Upkeep(codebook_size, dim, averages=learning == "ema", decay=decay, revival=revival)
+        averages = learning == "ema"
+        self.upkeep = Upkeep(codebook_size, dim, averages=averages, decay=decay,
+                             revival=(0.05 if averages else 0.0) if revival is None else revival)
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:
+        """2^(bits dim) codewords, up to 16 bits a vector."""
+        return cls(dim=dim, codebook_size=size_for_bits("vq", dim, bits), **options)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)
@@ -72,12 +82,7 @@ class VQ(Quantizer):
     def update(self, out: Quantized) -> Report:
         return self.upkeep.step(self.codebook, out.stats)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Of the codebook: the averages are for going on with training and no reader of codes needs them."""
-        return self.codebook.numel() * self.codebook.element_size()
-
     def check_state(self) -> None:
         super().check_state()
-        if bool((self.upkeep.counts < 0).any()):
+        if not self.upkeep.plausible():
             raise FormatError("value", "vq has a negative count among its averages")

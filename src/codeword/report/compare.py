@@ -26,11 +26,11 @@ from codeword.report import bounds
 from codeword.report.ecsq import ecsq
 
 QUANTIZERS: dict[str, str] = {
-    "pq": "pq:bits={bits}",
+    "pq": "pq:bits={bits},iterations=10",
     "rabitq": "rabitq:bits={bits}",
     "pvq": "rotated(pvq:bits={bits})",
     "fsq": "projected(fsq:bits={bits})",
-    "simvq": "rotated(product(simvq:codebook_size=256):groups={groups},shared=true)",
+    "simvq": "rotated(product(simvq:codebook_size=256,steps=200):groups={groups},shared=true)",
     "vq": "rotated(product(vq:codebook_size=256):groups={groups},shared=true)",
     "vq-whole": "vq:codebook_size={whole}",
     "ecsq": "ecsq",
@@ -211,6 +211,8 @@ def _quantizer(task: Task, data: Split, ref: Reference) -> dict[str, Any]:
     if whole:
         raise Unsupported(f"one codebook for whole vectors would need {whole[1]} codewords")
     quantizer = catalog.make(task.spec, data.fit.shape[1])
+    if not quantizer.input_space:
+        raise Unsupported(f"{task.spec} does not decode into the input's space; wrap it: projected({task.spec})")
     stored = quantizer.nominal_bits if quantizer.fitted else None
     if stored is not None:
         _check_rate(stored, task)

@@ -90,6 +90,13 @@ class DecodedScan:
     def lay(self, rows: dict[str, Tensor]) -> Packed:
         return scan.lay(rows)
 
+    def check(self, packed: Packed) -> None:
+        for start in range(0, packed.rows, _ROWS):
+            codes = self.unpack(packed, torch.arange(start, min(start + _ROWS, packed.rows)))
+            arrays.check_indices(codes.indices, self.quantizer.levels, self.quantizer.name)
+        for name in packed.tensors.keys() - {"indices"}:
+            arrays.check_finite(packed.tensors[name].float(), f"{self.quantizer.name}.{name}")
+
     def prepare(self, queries: Tensor, metric: str) -> DecodedQuery:
         return DecodedQuery(queries.float(), metric)
 

@@ -15,7 +15,9 @@ k * rerank candidates are compared again with codes of ``rerank_quantizer`` or w
 
 from __future__ import annotations
 
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -24,9 +26,10 @@ from torch import Tensor
 
 from codeword import catalog
 from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
+from codeword.io.folder import export_file, import_file
 from codeword.parts import arrays
 from codeword.quantizer import Quantizer, Report
-from codeword.search import scores
+from codeword.search import saving, scores
 from codeword.search.filters import Filter, id_array
 from codeword.search.lists import Lists
 from codeword.search.segments import STORES, Rows, Schema, View, concatenate
@@ -69,9 +72,10 @@ class Index:
         self.report = Report()
         self._lock = threading.RLock()
         self._schema: Schema | None = None
+        self._place: tuple[Path, str] | None = None
         self._forget()
         if nlist is None and not self._fits and not self._fits_fine:
-            self._schema = Schema(Lists(None, self.dim, False), self.quantizer, self.rerank_quantizer, store, metric)
+            self._schema = Schema(Lists(None, False), self.quantizer, self.rerank_quantizer, store, metric)
 
     # ------------------------------------------------------------------ learning
 
@@ -84,7 +88,7 @@ class Index:
         if len(self):
             raise CodewordError(f"Index.fit would make the codes of {len(self)} stored rows meaningless; fit a new Index")
         for block in arrays.float_blocks(x, self.dim):
-            scores.prepared(block, self.metric, "Index.fit")
+            arrays.check_finite(block, "Index.fit")
         keep = arrays.sample_indices(n, max(1 << 16, 64 * (self.nlist or 1)), self.seed)
         rows = scores.prepared(arrays.take_rows(x, self.dim, keep), self.metric, "Index.fit")
         self.report = Report() if len(rows) == n else Report(fit_rows=len(rows))
@@ -206,6 +210,38 @@ class Index:
         self._fitted("tune")
         return tune(self, queries, truth, recall, k)
 
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the index as a folder, by habit called ``NAME.cw`` (see ``saving.py``): atomically, and only what is new if it came
+        from there. Raises CodewordError where another index is in that place, or this one was changed there by someone else, unless
+        ``overwrite``; OSError where writing fails, and then the old index stands."""
+        with self._lock:
+            saving.save(self, path, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, *, mmap: bool = False) -> Self:
+        """Read a folder that ``save``, or a file that ``export`` wrote. ``mmap=True`` maps segments instead of reading them and checks
+        bytes when they are first used; ``mmap=False`` checks everything now. An exported file is always read. Raises FormatError."""
+        if not Path(path).is_file():
+            return saving.load(cls, path, mmap)
+        with tempfile.TemporaryDirectory(prefix="codeword-") as folder:
+            import_file(path, Path(folder) / "index")
+            index = saving.load(cls, Path(folder) / "index", False)
+        index._place = None
+        return index
+
+    def export(self, path: str | Path) -> None:
+        """Write the index as one file. The same index in the same segments gives the same bytes."""
+        with tempfile.TemporaryDirectory(prefix=".codeword-", dir=Path(path).resolve().parent) as folder:
+            with self._lock:
+                place = self._place
+                saving.save(self, Path(folder) / "index", False)
+                self._place = place
+            export_file(Path(folder) / "index", path)
+
+    # ------------------------------------------------------------------ what it holds
+
     @property
     def ids(self) -> np.ndarray:
         """Stored ids, ascending int64."""
@@ -242,14 +278,13 @@ class Index:
 
     def breakdown(self) -> dict[str, int]:
         """Stored bytes by purpose, as they lie in segments: ``codes`` (with factors), ``ids``, ``rerank``, ``lists`` (offsets of every
-        segment), ``padding`` (slots that hold no row), ``deleted`` (rows under tombstones, and the tombstones), and ``shared``
-        (centroids, codebooks, rotations)."""
+        segment), ``padding`` (slots that hold no row), ``deleted`` (rows under tombstones, and one bit a slot), and ``shared``
+        (centroids, codebooks, rotations). Files add a header of 4 KiB each."""
         out: dict[str, int] = dict.fromkeys(("codes", "ids", "rerank", "lists", "padding", "deleted", "shared"), 0)
         kinds = {"scan": "codes", "kept": "codes", "ids": "ids", "fine": "rerank", "vectors": "rerank"}
         for view in self._snapshot():
             slots = view.segment.slots
-            for name, tensor in view.segment.tensors.items():
-                size = tensor.numel() * tensor.element_size()
+            for name, size in view.segment.sizes().items():
                 kind = kinds.get(name.partition(".")[0])
                 if kind is None:
                     out["lists"] += size
@@ -258,7 +293,7 @@ class Index:
                 out["padding"] += padding
                 out["deleted"] += deleted
                 out[kind] += size - padding - deleted
-            out["deleted"] += 0 if view.deleted is None else view.deleted.numel()
+            out["deleted"] += 0 if view.deleted is None else slots // 8
         centroids = None if self._schema is None else self._schema.lists.centroids
         out["shared"] = self.quantizer.shared_bytes + (self.rerank_quantizer.shared_bytes if self.rerank_quantizer is not None else 0)
         out["shared"] += 0 if centroids is None else centroids.numel() * centroids.element_size()

@@ -1,7 +1,8 @@
 """Lists of an inverted file (Sivic and Zisserman 2003; Jegou et al. 2011): k-means centroids route rows and queries.
 
 A row belongs to the list of its nearest centroid in L2 (exactly, ``ops.nearest``). A query visits the ``nprobe`` lists that come first
-by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the residual x - c, so a scan needs, per query and visited list,
+by |q - c|^2, or by -<q, c> for the inner product; equal ones in list order. What is encoded is the residual x - c, so a scan needs,
+per query and visited list,
 
     coarse(q, c) = |q - c|^2  (l2)      -<q, c>  (ip)
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from codeword import ops
-from codeword.ops.reference import exact_distances
 from codeword.parts.kmeans import kmeans
 from codeword.quantizer import BLOCK
+from codeword.search.scores import exact_dot
 
 
 class Probes(NamedTuple):
@@ -42,20 +43,19 @@ class Layout(NamedTuple):
 class Lists:
     """``centroids`` (nlist, dim) float32, or None for the single list of a flat index; ``residual``: rows are encoded as x - c."""
 
-    def __init__(self, centroids: Tensor | None, dim: int, residual: bool) -> None:
+    def __init__(self, centroids: Tensor | None, residual: bool) -> None:
         self.centroids = centroids
         self.residual = residual and centroids is not None
         self.count = 1 if centroids is None else len(centroids)
-        self._zero = torch.zeros(1, dim)
-        self._squares = None if centroids is None else exact_distances(centroids, self._zero).float()
+        self._squares = None if centroids is None else exact_dot(centroids, centroids).float()
 
     @classmethod
     def fit(cls, rows: Tensor, nlist: int | None, seed: int, residual: bool) -> tuple[Lists, int]:
         """Lists from a sample of prepared ``rows``, and the number of emptied clusters k-means repaired."""
         if nlist is None:
-            return cls(None, rows.shape[1], residual), 0
+            return cls(None, residual), 0
         found = kmeans(rows, nlist, seed=seed)
-        return cls(found.centroids, rows.shape[1], residual), found.repaired
+        return cls(found.centroids, residual), found.repaired
 
     def assign(self, rows: Tensor) -> Tensor:
         """int64 (n,) list of each prepared row."""
@@ -70,7 +70,7 @@ class Lists:
     def probe(self, queries: Tensor, nprobe: int, metric: str) -> Probes:
         """``metric`` "l2" or "ip". The first ``nprobe`` lists of each prepared query; the same for a query alone or in any batch."""
         count = min(nprobe, self.count)
-        lengths = exact_distances(queries, self._zero).float().unsqueeze(1) if metric == "l2" else None
+        lengths = exact_dot(queries, queries).float().unsqueeze(1) if metric == "l2" else None
         if self.centroids is None or self._squares is None:
             lists = torch.zeros(len(queries), 1, dtype=torch.int64)
             return Probes(lists, lists.float() if lengths is None else lengths)

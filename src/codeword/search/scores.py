@@ -8,14 +8,17 @@ Sums run in 8 interleaved lanes (the order of ``ops.nearest``). Cosine is the l2
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from codeword.errors import CodewordError, ShapeError
-from codeword.ops.reference import LANES, exact_distances
+from codeword.ops.reference import LANES
 from codeword.parts import arrays
 
 METRICS = ("l2", "ip", "cosine")
+
+_FEW = 1 << 15
 
 LARGEST = 1e16
 """Values beyond this could overflow float32 in a squared distance of up to 2^16 dimensions."""
@@ -32,7 +35,7 @@ def prepared(rows: Tensor, metric: str, what: str) -> Tensor:
     rows = rows.cpu()
     arrays.check_finite(rows, what)
     if metric == "cosine":
-        lengths = exact_distances(rows, torch.zeros(1)).sqrt().unsqueeze(1)
+        lengths = exact_dot(rows, rows).sqrt().unsqueeze(1)
         if len(rows) and not float(lengths.min()) > 0:
             raise ShapeError(f"{what} got a row of zeros (row {int(lengths.argmin())} of a block); cosine needs a direction")
         return (rows.double() / lengths).float()
@@ -45,7 +48,8 @@ def exact_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     """float64 distances over the last axis of *prepared* rows; broadcasts (..., d), (..., d) -> (...)."""
     if metric == "ip":
         return -exact_dot(x, y)
-    return exact_distances(x, y) * (0.5 if metric == "cosine" else 1.0)
+    difference = x.double() - y.double()
+    return _sum(difference * difference) * (0.5 if metric == "cosine" else 1.0)
 
 
 def scanned_metric(metric: str) -> str:
@@ -54,11 +58,18 @@ def scanned_metric(metric: str) -> str:
 
 
 def exact_dot(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> over the last axis in float64: products are exact, lanes are added as in ``exact_distances``."""
-    products = x.double() * y.double()
-    chunks = torch.nn.functional.pad(products, (0, -products.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
-    lanes = chunks[..., 0, :]
-    for i in range(1, chunks.shape[-2]):
-        lanes = lanes + chunks[..., i, :]
+    """<x, y> over the last axis in float64 (each product is exact)."""
+    return _sum(x.double() * y.double())
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """Sum of float64 terms over the last axis in the order of ``ops.reference.exact_distances``: lane l adds terms l, l+8, l+16, ..."""
+    chunks = torch.nn.functional.pad(terms, (0, -terms.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
+    if chunks.numel() <= _FEW:  # one call instead of dozens; accumulate is by its definition one addition after the other
+        lanes = torch.from_numpy(np.add.accumulate(chunks.numpy(), axis=-2))[..., -1, :]
+    else:
+        lanes = chunks[..., 0, :]
+        for i in range(1, chunks.shape[-2]):
+            lanes = lanes + chunks[..., i, :]
     fours = lanes[..., :4] + lanes[..., 4:]
     return (fours[..., 0] + fours[..., 2]) + (fours[..., 1] + fours[..., 3])

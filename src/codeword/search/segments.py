@@ -45,10 +45,10 @@ class Rows(NamedTuple):
         return Rows(self.ids[keep], self.labels[keep], _select(self.codes, keep), fine, vectors)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Segment:
-    """``tensors`` by name: ``scan.*`` the packed codes, ``ids`` (slots,) with -1 in padding, ``starts`` and ``counts`` (lists,),
-    ``fine.*`` and ``vectors`` for re-ranking. They may be mapped from a file. ``name``: of that file, once there is one."""
+    """Never changed once made. ``tensors`` by name: ``scan.*`` the packed codes, ``ids`` (slots,) with -1 in padding, ``starts`` and
+    ``counts`` (lists,), ``fine.*`` and ``vectors`` for re-ranking; maybe mapped from a file. ``name``: of that file, once there is one."""
 
     tensors: Mapping[str, Tensor]
     slots: int
@@ -84,6 +84,11 @@ class Segment:
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors called ``name.*``, without that prefix."""
         return {key[len(name) + 1:]: self.tensors[key] for key in self.tensors if key.startswith(name + ".")}
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor; looks into none."""
+        peek = getattr(self.tensors, "unchecked", self.tensors.__getitem__)
+        return {name: peek(name).nbytes for name in self.tensors}
 
     def labels(self, slots: Tensor) -> Tensor:
         """List of each slot (n,): the last one that starts at or before it (an empty list starts where the next does)."""
