@@ -30,7 +30,7 @@ QUANTIZERS: dict[str, str] = {
     "rabitq": "rabitq:bits={bits}",
     "pvq": "rotated(pvq:bits={bits})",
     "fsq": "projected(fsq:bits={bits})",
-    "simvq": "rotated(product(simvq:codebook_size=256,steps=200):groups={groups},shared=true)",
+    "simvq": "rotated(product(simvq:codebook_size=256):groups={groups},shared=true)",
     "vq": "rotated(product(vq:codebook_size=256):groups={groups},shared=true)",
     "vq-whole": "vq:codebook_size={whole}",
     "ecsq": "ecsq",
