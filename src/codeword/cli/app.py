@@ -33,11 +33,12 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line ``arguments`` (default: those of the process) and return its exit code."""
     try:
         result = app(arguments, standalone_mode=False, prog_name="codeword")
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _fail(_INTERRUPTED, code) if code == 130 else code  # the command line library has its own answer to Ctrl-C
     except typer.Exit as stop:
-        return stop.exit_code
+        return _fail(_INTERRUPTED, 130) if stop.exit_code == 130 else stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept, and --resume continues where the command has it", 130)
+        return _fail(_INTERRUPTED, 130)
     except BrokenPipeError:  # "codeword ... | head" is no error; nothing more may be written to that pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -50,6 +51,9 @@ def run(arguments: list[str] | None = None) -> int:
             error.show()
             return error.exit_code
         raise
+
+
+_INTERRUPTED = "interrupted; what was finished is kept, and --resume continues where the command has it"
 
 
 def _fail(message: str, code: int) -> int:

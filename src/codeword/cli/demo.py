@@ -15,7 +15,7 @@ import typer
 from codeword.cli.show import Json, count, emit, pairs
 from codeword.errors import CodewordError
 
-NLIST, NPROBE, BITS = 64, 16, 4
+NLIST, NPROBE, BITS = 64, 32, 4
 
 
 def register(app: typer.Typer) -> None:

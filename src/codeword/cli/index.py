@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 def build(source: VectorsArgument,
           out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; must not exist yet.")],
           metric: Annotated[str, typer.Option(help="l2, ip or cosine.")] = "l2",
-          quantizer: Annotated[str, typer.Option(help="Spec string of the codes.")] = "rabitq:bits=4",
+          quantizer: Annotated[str, typer.Option(help="Spec string of the codes.")] = "rabitq:code_bits=4",
           nlist: Annotated[int | None, typer.Option(help="Inverted lists; none: a flat index.", min=1)] = None,
           rerank: Annotated[str | None, typer.Option(help="Spec of a second, finer code, or 'float16' / 'float32' to keep the vectors.")] = None,
           ids: Ids = None,

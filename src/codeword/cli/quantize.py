@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(source: VectorsArgument, out: Output,
-        quantizer: Annotated[str, typer.Option(help="Spec string, e.g. pq:bits=2 or 'rotated(pvq:bits=4)'.")] = "rabitq:bits=4",
+        quantizer: Annotated[str, typer.Option(help="Spec string, e.g. pq:bits=2 or 'rotated(pvq:bits=4)'.")] = "rabitq:code_bits=4",
         limit: Annotated[int, typer.Option(help="Fit on at most so many rows, a seeded sample.", min=1)] = 200_000,
         seed: Seed = 0, as_json: Json = False) -> None:
     """Fit a quantizer to vectors and save it."""

@@ -211,6 +211,8 @@ def _quantizer(task: Task, data: Split, ref: Reference) -> dict[str, Any]:
     if whole:
         raise Unsupported(f"one codebook for whole vectors would need {whole[1]} codewords")
     quantizer = catalog.make(task.spec, data.fit.shape[1])
+    if not quantizer.input_space:
+        raise Unsupported(f"{task.spec} does not decode into the input's space; wrap it: projected({task.spec})")
     stored = quantizer.nominal_bits if quantizer.fitted else None
     if stored is not None:
         _check_rate(stored, task)

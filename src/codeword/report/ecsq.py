@@ -37,7 +37,8 @@ def ecsq(fit: np.ndarray, held_out: np.ndarray, bits: float, *, mean: np.ndarray
          tolerance: float = 1e-3, floor: float = 1e-3) -> ECSQ:
     """Code ``held_out`` (n, d) at ``bits`` a dimension with tables of ``fit`` (m, d), along ``axes`` (orthonormal rows) if given.
 
-    Raises Unsupported where no step meets the rate within ``tolerance`` (the data have too few distinct values)."""
+    The length meets the rate within ``tolerance``, or lies below it by the step that few rows leave; the true one is returned. Raises
+    Unsupported where the data cannot carry so many bits."""
     centre = fit.mean(axis=0, dtype=np.float64) if mean is None else mean
     known, unknown = (_coordinates(rows, centre, axes) for rows in (fit, held_out))
     spread = max(float(np.sqrt(np.square(known, dtype=np.float64).mean())), 1e-30)
@@ -46,20 +47,26 @@ def ecsq(fit: np.ndarray, held_out: np.ndarray, bits: float, *, mean: np.ndarray
     above, below = _length(known, unknown, low)[0] - bits, _length(known, unknown, high)[0] - bits
     if above < 0 or below > floor:
         raise Unsupported(f"entropy-coded scalar quantization reaches {above + bits:.3g} bits a dimension at most on these rows, not {bits}")
+    middle = high
     for _ in range(60):
         middle = low + (high - low) * min(0.95, max(0.05, above / (above - below)))
-        excess, codes, tables = _length(known, unknown, middle)
-        excess -= bits
+        excess = _length(known, unknown, middle)[0] - bits
         if abs(excess) <= tolerance:
-            values = np.take(tables.means, codes + tables.offsets).astype(np.float32)
-            rows = (values @ axes.astype(np.float32) if axes is not None else values) + centre.astype(np.float32)
-            shared = 8 * len(tables.means) + 4 * len(centre) + (0 if axes is None else axes.size * 4)
-            return ECSQ(excess + bits, rows, float(2.0**middle), shared)
+            break
         if excess > 0:
             low, above, below = middle, excess, below / 2
         else:
             high, below, above = middle, excess, above / 2
-    raise Unsupported(f"entropy-coded scalar quantization finds no step for {bits} bits a dimension on these rows")
+        if high - low < 1e-4:  # few rows make the length a staircase: stay below the wanted rate
+            middle = high
+            break
+    length, codes, tables = _length(known, unknown, middle)
+    if abs(length - bits) > 0.05 * bits:
+        raise Unsupported(f"entropy-coded scalar quantization finds no step for {bits} bits a dimension on these rows, only {length:.3g}")
+    values = np.take(tables.means, codes + tables.offsets).astype(np.float32)
+    rows = (values @ axes.astype(np.float32) if axes is not None else values) + centre.astype(np.float32)
+    shared = 8 * len(tables.means) + 4 * len(centre) + (0 if axes is None else axes.size * 4)
+    return ECSQ(length, rows, float(2.0**middle), shared)
 
 
 class _Tables(NamedTuple):

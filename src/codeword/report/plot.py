@@ -16,7 +16,6 @@ from codeword.errors import Unsupported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
@@ -26,16 +25,16 @@ _INK = "#123456"
 
 def svg(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]]) -> str:
     """The picture as one <svg> element without external resources. Raises Unsupported without matplotlib."""
-    data = io.StringIO()
-    _draw(rows, bound, _INK).savefig(data, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = data.getvalue()
+    data = io.BytesIO()
+    _draw(rows, bound, _INK, data, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = data.getvalue().decode()
     return text[text.index("<svg"):].replace(_INK, "currentColor")
 
 
 def png(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]]) -> bytes:
     """The picture on white, for documents."""
     data = io.BytesIO()
-    _draw(rows, bound, "#222222").savefig(data, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    _draw(rows, bound, "#222222", data, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
 
@@ -45,7 +44,7 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _draw(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]], ink: str) -> Figure:
+def _draw(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]], ink: str, target: io.BytesIO, **options: Any) -> None:
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,7 +61,7 @@ def _draw(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]], 
         series = _series(rows)
         _error_panel(left, series, bound, ink)
         _recall_panel(right, series, ink)
-    return figure
+        figure.savefig(target, **options)
 
 
 def _series(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, bool, list[dict[str, Any]]]]:
@@ -82,6 +81,7 @@ def _series(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, bool, l
 
 
 def _error_panel(axes: Axes, series: list[Any], bound: Sequence[tuple[float, float]], ink: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     axes.plot([rate for rate, _ in bound], [error for _, error in bound], color=ink, linewidth=1.6)
     middle = bound[len(bound) // 3]
     axes.annotate("Shannon bound", middle, textcoords="offset points", xytext=(-8, -6), ha="right", va="top", color=ink, fontsize=9.5)
@@ -92,9 +92,12 @@ def _error_panel(axes: Axes, series: list[Any], bound: Sequence[tuple[float, flo
         ends.append((x[-1], y[-1], name, colour))
     axes.set_yscale("log")
     axes.set_xlabel("bits stored per dimension")
-    axes.set_ylabel("relative squared error on held-out rows")
+    axes.set_ylabel("squared error, share of the rows' energy")
     axes.set_title("Error: lower is better", loc="left", fontsize=11.5, fontweight="bold")
     axes.set_xlim(0, 1.24 * max(rate for rate, _ in bound))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.yaxis.set_minor_locator(NullLocator())
     _finish(axes, ink)
     _label_ends(axes, ends, log=True)
 
