@@ -37,3 +37,21 @@ test:
 	@$(INSTALL) '.[dev]'
 	@touch .venv/installed
 	@.venv/bin/python -m pytest -n 2
+
+# ---------------------------------------------------------------- files under attack; counts go to results/reliability.csv
+
+FUZZ_SECONDS ?= 60
+NIGHT ?= --rounds 1000 --stride 1 --seconds 1800
+
+.PHONY: fuzz night
+
+# Coverage-guided fuzzing of every reader, FUZZ_SECONDS for all of them together.
+fuzz:
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(INSTALL) '.[dev,fuzz]'
+	@PYTHONPATH=src $(PYTHON) fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+# Hours: kill loops, every prefix and bit of every kind of file, long fuzzing, and the tests marked night.
+night:
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(INSTALL) '.[dev,fuzz]'
+	@PYTHONPATH=src $(PYTHON) fuzz/night.py $(NIGHT)
+	@PYTHONPATH=src $(PYTHON) -m pytest -m night

@@ -1,6 +1,8 @@
 """Inverted lists of RaBitQ codes beside rabitqlib's IvfIndex: same centroids, same lists, same bits, one thread, squared L2.
 
-    python benchmarks/ivf_rabitq.py VECTORS.npy [--queries 1000] [--bits 1,2,4,7,8] [--nlist 256] [--rounds 5] [--out FILE.csv]
+    python benchmarks/ivf_rabitq.py VECTORS.npy [--through index,scan] [--bits 1,4,7,8] [--nlist 256] [--rounds 5] [--out FILE.csv]
+
+"index" is codeword.Index as a user calls it; "scan" the quantizer's fused search alone, over lists probed by one plain product.
 
 The first rows of VECTORS are the queries, the rest is the base. Both libraries answer all queries in one call (and, with --single, one
 query a call), rounds alternate between them, and the median counts. Recall is by true neighbours: a hit is right where its exact
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import os
 import platform
 import statistics
@@ -29,13 +32,29 @@ from torch import Tensor
 
 import codeword
 from codeword import ops
+from codeword.parts.arrays import sample_indices
 from codeword.parts.kmeans import kmeans
 from codeword.quantizer import BLOCK
 
 K = 10
 PROBES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-FIELDS = ("bits", "nlist", "nprobe", "ours_recall", "theirs_recall", "ours_qps", "theirs_qps", "ours_spread", "theirs_spread", "ours_bytes",
-          "theirs_bytes", "ratio", "calls", "cpu", "load")
+FIELDS = ("through", "bits", "nlist", "nprobe", "ours_recall", "theirs_recall", "ours_qps", "theirs_qps", "ours_spread", "theirs_spread",
+          "ours_bytes", "theirs_bytes", "ratio", "calls", "cpu", "load")
+
+
+class Whole:
+    """codeword.Index. Its centroids and lists are what everybody else gets."""
+
+    def __init__(self, base: Tensor, nlist: int, bits: int) -> None:
+        self.index = codeword.Index(dim=base.shape[1], metric="l2", quantizer=f"rabitq:code_bits={bits}", nlist=nlist).fit(base)
+        self.index.add(base)
+        self.index.compact()
+
+    def search(self, queries: Tensor, nprobe: int) -> np.ndarray:
+        return np.asarray(self.index.search(queries, k=K, nprobe=nprobe, num_threads=1).ids)
+
+    def bytes(self, rows: int) -> float:
+        return self.index.bytes_per_vector
 
 
 class Lists:
@@ -144,7 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vectors", type=Path)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--bits", default="1,2,4,7,8")
+    parser.add_argument("--through", default="index,scan")
+    parser.add_argument("--bits", default="1,4,7,8")
     parser.add_argument("--nlist", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=None, help="of the base, for a quick look")
@@ -155,16 +175,18 @@ def main() -> None:
     vectors = torch.from_numpy(np.load(options.vectors).astype(np.float32))
     queries, base = vectors[:options.queries], vectors[options.queries:][:options.rows].contiguous()
     limit = truth(base, queries)
-    centroids = kmeans(base, options.nlist, iterations=10).centroids
+    # The index learns its centroids with the same call, hence the same ones.
+    sample = sample_indices(len(base), max(1 << 16, 64 * options.nlist), 0)
+    centroids = kmeans(base if sample is None else base[torch.from_numpy(sample)], options.nlist).centroids
     labels = ops.nearest(base, centroids).indices
     arrays = queries.numpy()
     table = []
-    for bits in map(int, options.bits.split(",")):
+    for bits, through in itertools.product(map(int, options.bits.split(",")), options.through.split(",")):
         start = time.perf_counter()
-        ours = Lists(base, centroids, labels, bits)
+        ours = Whole(base, options.nlist, bits) if through == "index" else Lists(base, centroids, labels, bits)
         middle = time.perf_counter()
         theirs = Theirs(base, centroids, labels, bits)
-        print(f"bits={bits} build: ours {middle - start:.1f} s, theirs {time.perf_counter() - middle:.1f} s")
+        print(f"{through} bits={bits} build: ours {middle - start:.1f} s, theirs {time.perf_counter() - middle:.1f} s", flush=True)
         rows = []
         for nprobe in (p for p in PROBES if p <= options.nlist):
             run = [partial(answer, ours.search, queries, nprobe, options.single),
@@ -172,7 +194,7 @@ def main() -> None:
             speed = measure(run, options.rounds, len(queries))
             median = [statistics.median(s) for s in speed]
             rows.append({
-                "bits": bits, "nlist": options.nlist, "nprobe": nprobe,
+                "through": through, "bits": bits, "nlist": options.nlist, "nprobe": nprobe,
                 "ours_recall": round(recall(ours.search(queries, nprobe), base, queries, limit), 4),
                 "theirs_recall": round(recall(theirs.search(arrays, nprobe), base, queries, limit), 4),
                 "ours_qps": round(median[0]), "theirs_qps": round(median[1]),
@@ -182,13 +204,18 @@ def main() -> None:
                 "calls": "single" if options.single else "batch", "cpu": cpu(), "load": round(os.getloadavg()[0], 1)})
         ratio_at_equal_recall(rows)
         for row in rows:
-            print(" ".join(f"{key}={row[key]}" for key in FIELDS[:12]))
+            print(" ".join(f"{key}={row[key]}" for key in FIELDS[:13]), flush=True)
         table += rows
-    if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+        if options.out:
+            write(options.out, table)
+
+
+def write(path: Path, table: list[dict]) -> None:
+    """The rows so far, after every configuration."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(table)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ void nearest_prepare(const float* codebook, const float* center, float* panels, 
     for (int64_t p = start; p < stop; ++p) {
         float* panel = panels + p * PANEL * (d + 1);
         double largest = 0;
+        bool trusted = true;
         for (int lane = 0; lane < PANEL; ++lane) {
             int64_t code = p * PANEL + lane;
             double sum = 0;
@@ -179,9 +180,10 @@ void nearest_prepare(const float* codebook, const float* center, float* panels, 
                 sum += (double)v * v;
             }
             panel[lane] = code < k ? (float)(-0.5 * sum) : -INFINITE;
-            if (!(sum <= largest)) largest = sum;
+            if (sum > largest) largest = sum;
+            trusted &= sum < 1e37;  // not where there is NaN
         }
-        norms[p] = largest < 1e37 ? (float)(__builtin_sqrt(largest) * 1.000001) : INFINITE;
+        norms[p] = trusted ? (float)(__builtin_sqrt(largest) * 1.000001) : INFINITE;
     }
 }
 

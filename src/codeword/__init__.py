@@ -12,7 +12,6 @@ _NAMES = {
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
-    "VQ": "quantizers.vq", "PQ": "quantizers.pq",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq",

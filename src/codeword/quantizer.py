@@ -72,7 +72,8 @@ class Report(dict[str, Any]):
 
 class Quantizer(nn.Module):
     """Base of all quantizers (see the module's docstring). Constructor arguments are the configuration: keyword-only,
-    JSON values or another Quantizer, stored under their own names."""
+    JSON values or another Quantizer, stored under their own names. Loading runs the constructor on torch's meta device with a
+    stranger's arguments: ``io/objects.py`` states the rules that follow from it."""
 
     dim: int
     """Width of the vectors."""

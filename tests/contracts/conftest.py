@@ -22,6 +22,15 @@ def declared_exception(request: pytest.FixtureRequest) -> None:
             pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny arrays gain nothing from a second thread and lose much to waiting for it on a busy machine; ``threads`` asks for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def threads():
     """Sets torch's number of threads; restored afterwards."""

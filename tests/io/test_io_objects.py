@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,41 @@ def test_impossible_quantizers(name, tmp_path):
         if found not in codes:
             wrong.append((what, found, codes))
     assert not wrong
+
+
+def nested(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"quantizer": name, "config": config, "structure": {"fitted": True}}
+
+
+WIDE = nested("pvq", {"dim": objects.MAX_DIM, "group": 8, "pulses": 2, "gain_bits": 1})
+NARROW = nested("pq", {"dim": 1, "num_codebooks": 1, "codebook_size": 65536})
+
+
+@pytest.mark.parametrize(("bomb", "codes"), [
+    (nested("residual", {"quantizers": [WIDE] * 3000}), {"limit"}),
+    (nested("product", {"quantizers": [WIDE] * 2, "groups": None}), {"limit"}),
+    (nested("product", {"quantizers": WIDE, "groups": 65536}), {"limit", "config"}),
+    (nested("product", {"quantizers": NARROW, "groups": 1 << 30}), {"limit", "config"}),
+    (nested("residual", {"quantizers": [NARROW] * 7_000}), {"limit"}),
+    (nested("rabitq", {"dim": 1 << 40, "code_bits": 4, "fast": False, "slack": 1.9, "seed": 0}), {"limit"}),
+    (nested("vq", {"dim": objects.MAX_DIM, "codebook_size": 1 << 24}), {"missing-key"}),
+    (nested("fsq", {"dim": 8, "grid": [256] * 50_000}), {"config"}),
+])
+def test_configurations_that_ask_for_the_world_get_nothing(bomb, codes, tmp_path):
+    parts = Parts(SAMPLES["quantizer-pq"].data)
+    parts.header["object"] = bomb
+    data = parts.rebuild({}).seal()
+    start = time.process_time()
+    assert code_of(tmp_path / "f", data) in codes
+    assert time.process_time() - start < 2
+    tracemalloc.start()
+    try:
+        found = code_of(tmp_path / "f", data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found in codes
+    assert peak < 2 * len(data) + (16 << 20)
 
 
 def bad_codes(data: bytes, one: Quantizer) -> Iterator[tuple[str, bytes, set[str]]]:

@@ -14,7 +14,7 @@ from codeword.ops import dispatch, grid
 
 def integers(x: torch.Tensor) -> torch.Tensor:
     """int32 magnitudes with the largest of each row at 2^30."""
-    return (x.double() / x.amax(1, keepdim=True).clamp(min=1e-300).double() * grid.TOP).round().to(torch.int32)
+    return (x.double() / x.amax(1, keepdim=True).double().clamp(min=1e-300) * grid.TOP).round().to(torch.int32)
 
 
 def score(a: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

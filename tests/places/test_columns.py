@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import codeword
 from codeword import PQ, VQ, CodewordError, ShapeError, Unsupported
 from codeword.compress.hessian import Hessian, factor, proxy_loss
 from codeword.compress.weights.columns import compress_linear, quantize_weight
@@ -108,6 +109,21 @@ def test_feedback_beats_rounding_on_a_real_layer(layer):
         assert feedback.report["proxy_loss"] < 0.8 * proxy_loss(w, nearest, h)
         assert by_activation.report["proxy_loss"] < 0.8 * proxy_loss(w, nearest, h)
         assert proxy_loss(w, feedback.layer.weight, other) < 0.9 * proxy_loss(w, nearest, other)
+
+
+REAL = {"vq:codebook_size=64,iterations=6": 4, "pq:num_codebooks=4,codebook_size=16,iterations=6": 8, "rabitq:code_bits=2": 64,
+        "pvq:bits=2": 16, "projected(fsq:bits=2)": 8, "simvq:codebook_size=64,steps=60": 4}
+
+
+@pytest.mark.parametrize("spec", REAL)
+def test_every_quantizer_gains_from_feedback_on_a_real_layer(spec: str, layer):
+    w, h = layer.weight[:64], layer.hessian.value
+    quantizer = codeword.make(spec, REAL[spec])
+    result = quantize_weight(w, h, quantizer, order="activation")
+    nearest = quantize_weight(w, None, quantizer).layer.weight
+    assert result.report["proxy_loss"] < 0.8 * proxy_loss(w, nearest, h)
+    assert result.report["metric"] == ("schur" if "vq:c" in spec else "l2")
+    assert result.report["bits_per_weight"] > quantizer.nominal_bits
 
 
 def test_metric_is_used_and_helps(layer):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codeword import PQ, VQ, CodewordError, NotFitted, ShapeError, Unsupported
+from codeword import PQ, VQ, CodewordError, NotFitted, RaBitQ, ShapeError, Unsupported
 from codeword.compress.caches.kv import KVCache
 
 
@@ -75,19 +75,15 @@ def test_error_falls_with_bits_on_real_attention(layer):
     q, k, v = (x[15:, :2] for x in (layer.queries, layer.keys, layer.values))
     exact = attention(q[:, :, -32:], k, v)
 
-    def error(books: int, size: int, windows: tuple[int, ...]) -> list[float]:
-        make = [PQ(dim=64, num_codebooks=books, codebook_size=size, iterations=4) for _ in "kv"]
-        keys, values = make[0].fit(layer.keys[:2, :2]), make[1].fit(layer.values[:2, :2])
-        found = []
-        for window in windows:
-            cache = KVCache(keys, values, window=window, page=32)
-            cache.append(k, v)
-            found.append(float((cache.attend(q[:, :, -32:]) - exact).square().sum() / exact.square().sum()))
-        return found
+    def error(bits: int, window: int) -> float:
+        quantizer = RaBitQ(dim=64, code_bits=bits)
+        cache = KVCache(quantizer, quantizer, window=window, page=32)
+        cache.append(k, v)
+        return float((cache.attend(q[:, :, -32:]) - exact).square().sum() / exact.square().sum())
 
-    (one,), (two, windowed), (four,) = error(16, 16, (0,)), error(32, 16, (0, 64)), error(64, 16, (0,))
-    assert one > 2 * two and two > 4 * four and four < 0.06
-    assert windowed < two
+    one, two, four = error(1, 0), error(2, 0), error(4, 0)
+    assert one > 2 * two and two > 4 * four and four < 0.03
+    assert error(2, 64) < two
 
 
 def test_query_moment_lowers_the_error_of_scores(layer):

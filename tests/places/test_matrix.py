@@ -58,7 +58,7 @@ def test_matrix_covers_the_catalog():
     from codeword import catalog
     assert len(MATRIX["rows"]) == len(catalog.QUANTIZERS)
     assert all(len(cells) == len(MATRIX["places"]) for cells in MATRIX["rows"].values())
-    assert cell("vq", "GPTQ") == "metric" and cell("fsq", "KV cache") == "wrap" and cell("rabitq", "flat") == "fused"
+    assert cell("vq", "GPTQ") == "metric" and cell("fsq", "KV") == "wrap" and cell("rabitq", "flat") == "fused"
 
 
 @pytest.mark.parametrize("nlist", [None, 4])
@@ -102,10 +102,10 @@ def test_columns(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_cache(name: str):
     dim = example(name).dim
-    quantizer = fitting(name, "KV cache", lambda q: KVCache(q, q))
+    quantizer = fitting(name, "KV", lambda q: KVCache(q, q))
     k, v, q = (rows(2 * 2 * 24, dim, seed).reshape(2, 2, 24, dim) for seed in (0, 1, 2))
     quantizer.fit(torch.cat((k, v)))
-    moment = torch.eye(dim) if "metric" in cell(name, "KV cache") else None
+    moment = torch.eye(dim) if "metric" in cell(name, "KV") else None
     cache = KVCache(quantizer, quantizer, window=4, page=5, query_moment=moment)
     cache.append(k[:, :, :9], v[:, :, :9])
     cache.append(k[:, :, 9:], v[:, :, 9:])
@@ -136,12 +136,12 @@ def test_bottleneck(name: str, any_pictures: Tensor):
         step = train_step(model, x[i * 24:i * 24 + 24], optimizer)
         assert bool(torch.isfinite(step.error)) and bool(torch.isfinite(step.quantizer_loss))
     moved = any(not torch.equal(value, before[key]) for key, value in model.quantizer.state_dict().items())
-    assert moved == (cell(name, "two ranks") == "same")
+    assert moved == (cell(name, "ranks") == "same")
     assert torch.equal(model.eval().decode(model.encode(x)), model(x).values)
     z = model._latents(x).detach().requires_grad_()
     out = model.quantizer(z)
     out.values.sum().backward()
-    if cell(name, "autoencoder") == "fixed":
+    if cell(name, "network") == "fixed":
         assert z.grad is not None and torch.allclose(z.grad, torch.ones_like(z.grad), atol=1e-4) and float(out.loss.detach()) > 0
     else:
         assert moved or name in ("fsq", "projected(fsq)")
@@ -189,4 +189,4 @@ def test_two_ranks(any_pictures: Tensor, tmp_path: Path):
         start = bottleneck(name, any_pictures)[0].state_dict()
         assert all(torch.equal(value, second[name][key]) for key, value in first[name].items()), name
         moved = any(not torch.equal(value, first[name][key]) for key, value in start.items() if key.startswith("quantizer"))
-        assert moved == (cell(name, "two ranks") == "same"), name
+        assert moved == (cell(name, "ranks") == "same"), name

@@ -189,6 +189,18 @@ def test_wider_slack_finds_no_less() -> None:
     assert 0.97 < share <= 1
 
 
+def test_a_query_is_prepared_alike_alone_and_in_a_batch() -> None:
+    queries = gaussian(9, 70, seed=5) * torch.logspace(-30, 12, 9).unsqueeze(1)
+    q = RaBitQ(dim=70, code_bits=6).fit(gaussian(20, 70))
+    for metric in ("l2", "ip"):
+        whole = q.prepare(queries, metric)
+        for i in range(9):
+            one, part = q.prepare(queries[i:i + 1], metric), whole.select(i)
+            assert all(torch.equal(a, b) for a, b in zip(one[:4], part[:4], strict=True))
+    nothing = q.prepare(torch.zeros(1, 70), "ip")
+    assert bool((nothing.z1 == 0).all()) and bool(torch.isfinite(nothing.scalars).all())
+
+
 def test_bound_of_scan_uses_the_coarse_distance() -> None:
     x, queries = gaussian(64, 64), gaussian(3, 64, seed=2)
     q = RaBitQ(dim=64, code_bits=2)

@@ -13,6 +13,7 @@ import codeword
 from codeword.errors import CodewordError, FormatError
 from codeword.io.folder import Folder
 from codeword.io.tensors import read_tensors
+from codeword.io.verify import verify
 from codeword.search import index as index_module
 
 from .support import blobs
@@ -194,6 +195,7 @@ def test_lies_in_files_are_found(kind, change, code, tmp_path, monkeypatch):
     with pytest.raises(FormatError) as error:
         codeword.Index.load(tmp_path / "a")
     assert error.value.code == code
+    assert [finding.code for finding in verify(tmp_path / "a")] == [code]
     if change is NOT_MAPPED:
         return
     for _ in range(2):  # mapped: found on opening or on first use, and again on second use

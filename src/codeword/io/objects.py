@@ -45,6 +45,8 @@ MAX_DIM = 1 << 16
 """Widest quantizer a file may hold."""
 MAX_TOTAL_DIM = 1 << 18
 """Widths of a quantizer and of all inside it together: what constructors may cost before a tensor has been compared."""
+MAX_PARTS = 1024
+"""Quantizers in one file, itself included."""
 MAX_POSITIONS = 1 << 18
 """Longest code a file may declare."""
 _UNPACK_BITS = 1 << 18
@@ -102,7 +104,8 @@ def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str 
     declared = quantizer.state_dict()
     _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
     quantizer.load_state_dict(dict(tensors), assign=True)
-    _check_values(quantizer, what)
+    with torch.device("cpu"):
+        _check_values(quantizer, what)
     if not canonical.same_digest(_fingerprint(header["object"], tensors), header["fingerprint"]):
         raise FormatError("fingerprint", f"{what} does not have the fingerprint {header['fingerprint'][:16]!r} that it states")
     return quantizer
@@ -119,9 +122,11 @@ def _record(quantizer: Quantizer) -> dict[str, Any]:
     name = quantizer.name
     if catalog.quantizer_class(name) is not type(quantizer):
         raise CodewordError(f"{type(quantizer).__name__} is not the catalog's {name!r}; only quantizers of the catalog can be saved")
-    total = sum(part.dim for part in quantizer.modules() if isinstance(part, Quantizer))
-    if quantizer.dim > MAX_DIM or total > MAX_TOTAL_DIM:
-        raise Unsupported(f"{name} has dim={quantizer.dim}, with all its parts {total}; files hold up to {MAX_DIM} and {MAX_TOTAL_DIM}")
+    parts = [part for part in quantizer.modules() if isinstance(part, Quantizer)]
+    total = sum(part.dim for part in parts)
+    if quantizer.dim > MAX_DIM or total > MAX_TOTAL_DIM or len(parts) > MAX_PARTS:
+        raise Unsupported(f"{name} has dim={quantizer.dim}, and {len(parts)} quantizers of {total} dimensions in all; files hold up to "
+                          f"{MAX_DIM}, {MAX_PARTS} and {MAX_TOTAL_DIM}")
     return {"config": {key: _plain(value) for key, value in quantizer.config.items()}, "quantizer": name, "structure": quantizer.structure}
 
 
@@ -167,16 +172,17 @@ def _is_record(value: Any) -> bool:
 
 
 class _Builder:
-    """Quantizers from records that may say anything, within a budget of widths."""
+    """Quantizers from records that may say anything, within a budget of objects and widths."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._left = what, MAX_TOTAL_DIM
+        self._what, self._left, self._parts = what, MAX_TOTAL_DIM, 0
 
     def build(self, record: Any, depth: int) -> Quantizer:
         what = self._what
         canonical.fields(record, what, {"config": dict, "quantizer": str, "structure": dict})
-        if depth == _MAX_NESTING:
-            raise FormatError("limit", f"{what} nests more than {_MAX_NESTING} quantizers")
+        self._parts += 1
+        if depth == _MAX_NESTING or self._parts > MAX_PARTS:
+            raise FormatError("limit", f"{what} nests more than {_MAX_NESTING} quantizers, or has more than {MAX_PARTS} in all")
         name, config = record["quantizer"], record["config"]
         try:
             cls = catalog.quantizer_class(name)
@@ -198,7 +204,7 @@ class _Builder:
         except MemoryError:
             raise FormatError("limit", f"{what}: {name} with this configuration needs more memory than there is") from None
         except Exception as error:  # a stranger's arguments: whatever the constructor says, it is the file's fault
-            raise FormatError("config", f"{what}: {name} refuses its configuration: {error}") from error
+            raise FormatError("config", f"{what}: {name} refuses its configuration: {str(error)[:300]}") from error
         return quantizer
 
     def _argument(self, key: str, value: Any, depth: int) -> Any:

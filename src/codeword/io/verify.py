@@ -1,7 +1,7 @@
 """What ``codeword verify`` and ``codeword inspect`` do. Nothing is ever edited.
 
-``verify`` checks every byte: digests, canonical form, and, for quantizers and codes, that they load. ``describe`` reads headers and
-manifests only (and imports no torch).
+``verify`` checks every byte: digests, canonical form, and, for quantizers, codes and indexes, that they load. ``describe`` reads headers
+and manifests only (and imports no torch).
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ def _verify_folder(path: Path) -> list[Finding]:
             opened.read_segment_header(name)
             tensors.verify_file(path / name, follow=False)
         found += _try(path / name, check)
+    if opened.kind == "index" and not found:
+        from codeword.search.index import Index
+        found += _try(path, lambda: Index.load(path))
     return found
 
 

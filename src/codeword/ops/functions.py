@@ -190,7 +190,8 @@ def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:
         raise ShapeError(f"pack got indices {tuple(indices.shape)} and {len(widths)} widths; (rows, positions) and widths 0..63 are needed")
     if indices.is_floating_point() or indices.is_complex():
         raise ShapeError(f"pack got indices of {indices.dtype}; integers are needed")
-    return dispatch.run(_pack, indices.detach().to(indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64).contiguous(), list(widths))
+    kind = indices.dtype if indices.dtype in INDEX_DTYPES else torch.int64
+    return dispatch.run(_pack, indices.detach().to(kind).contiguous(), list(widths))
 
 
 @torch.library.custom_op("codeword::pack", mutates_args=())

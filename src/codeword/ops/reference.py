@@ -24,7 +24,9 @@ def exact_distances(x: Tensor, y: Tensor) -> Tensor:
     difference = x.double() - y.double()
     squares = torch.nn.functional.pad(difference * difference, (0, -difference.shape[-1] % LANES))
     chunks = squares.unflatten(-1, (-1, LANES))
-    lanes = torch.zeros_like(chunks[..., 0, :]) if chunks.shape[-2] == 0 else chunks[..., 0, :]
+    if chunks.shape[-2] == 0:  # vectors of width 0
+        return squares.new_zeros(squares.shape[:-1])
+    lanes = chunks[..., 0, :]
     for i in range(1, chunks.shape[-2]):
         lanes = lanes + chunks[..., i, :]
     fours = lanes[..., :4] + lanes[..., 4:]

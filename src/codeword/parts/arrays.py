@@ -180,7 +180,7 @@ def like(value: Tensor, model: Any) -> Array:
 
 def like_codes(codes: Codes, model: Any) -> Codes:
     """All parts of ``codes`` as ``like``."""
-    return type(codes)(*(None if part is None else like(part, model) for part in codes))
+    return type(codes)(*(None if part is None else like(part, model) for part in codes))  # type: ignore[arg-type]
 
 
 def metric_root(metric: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ least error that this line leaves (for FSQ the coordinates do not meet, so the s
 choice is kept if it serves better). A quantizer that learns adapts to y by itself: it is fitted on y with s = 1, t = 0.
 
 Cost: two multiply-adds an entry, plus V's dim * width with "pca". Bits: the inner quantizer's. The decision is exact: V goes through
-``ops.project``, all else is elementwise. Principal axes are fitted on one thread, the same whatever the number of threads.
+``ops.project``, all else is elementwise. What is fitted is summed on one thread, the same whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from codeword.parts.moments import moments
 from codeword.parts.training import one_thread
 from codeword.quantizer import Quantizer
 
-SEARCH_VALUES = 1 << 19
+SEARCH_VALUES = 1 << 18
 """Numbers that the search for s and t looks at, at most."""
+LINE_VALUES = 1 << 24
+"""Numbers that a and b are fitted to, at most."""
 
 
 class Projected(Combinator):
@@ -77,8 +79,8 @@ class Projected(Combinator):
         if self.quantizer.learns:
             self._fit_part(0, y, weights)
         else:
-            self._search(y, weights)
-        gain, base, _ = self._line(y, weights, self.scale, self.shift)
+            self._search(*_sample(y, weights, SEARCH_VALUES))
+        gain, base, _ = self._line(*_sample(y, weights, LINE_VALUES), self.scale, self.shift)
         self.gain.copy_(gain)
         self.base.copy_(base)
 
@@ -106,18 +108,13 @@ class Projected(Combinator):
 
     def _search(self, y: Tensor, weights: Tensor | None) -> None:
         """Scale, shift, then both again on finer grids; each coordinate takes its own best."""
-        keep = arrays.sample_indices(len(y), max(1, SEARCH_VALUES // y.shape[1]), seed=0)
-        if keep is not None:
-            chosen = torch.from_numpy(keep).to(y.device)
-            y, weights = y[chosen], None if weights is None else weights[chosen]
         deviation = moments(y, weights)[1].sqrt().float()
         self.scale.copy_(1 / torch.where(deviation > 1e-36, deviation, 1.0))  # below that a coordinate counts as constant
-        for step in (2.0**0.25, 2.0**0.0625):
-            factors = [step**i for i in range(-10, 7)] if step > 1.1 else [step**i for i in range(-4, 5)]
-            self.scale.copy_(self._best(y, weights, [(self.scale * f, self.shift) for f in factors])[0])
-            width = 0.05 if step > 1.1 else 0.01
-            offsets = [width * i for i in range(-10, 11)] if step > 1.1 else [width * i for i in range(-5, 6)]
-            self.shift.copy_(self._best(y, weights, [(self.scale, self.shift + o) for o in offsets])[1])
+        for ratio, lowest, highest, width in ((2.0**0.25, -10, 6, 0.05), (2.0**0.0625, -4, 4, 0.01)):
+            scales = [self.scale * ratio**i for i in range(lowest, highest + 1)]
+            self.scale.copy_(self._best(y, weights, [(scale, self.shift) for scale in scales])[0])
+            shifts = [self.shift + width * i for i in range(lowest, -lowest + 1)]
+            self.shift.copy_(self._best(y, weights, [(self.scale, shift) for shift in shifts])[1])
 
     def _best(self, y: Tensor, weights: Tensor | None, options: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The (scale, shift) of least error, coordinate by coordinate unless one common option is better as a whole."""
@@ -131,11 +128,25 @@ class Projected(Combinator):
     def _line(self, y: Tensor, weights: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, b of the least-squares line of y on the decoded values v, and the variance it leaves, per coordinate."""
         v = torch.as_tensor(self.quantizer.decode(self.quantizer.encode(y * scale + shift)))
-        mean_y, var_y = moments(y, weights)
-        mean_v, var_v = moments(v, weights)
-        covariance = moments((y - mean_y.float()) * (v - mean_v.float()), weights)[0]
-        gain = torch.where(var_v > 0, covariance / var_v.clamp(min=1e-300), 0.0)
+        share = torch.full((len(y),), 1 / len(y), dtype=torch.float64) if weights is None else weights.double() / weights.double().sum()
+        share = share.to(y.device).unsqueeze(1)
+        with one_thread():
+            y, v = y.double(), v.double()
+            mean_y, mean_v = (y * share).sum(0), (v * share).sum(0)
+            y, v = y - mean_y, v - mean_v
+            weighted = v * share
+            var_v, covariance, var_y = (v * weighted).sum(0), (y * weighted).sum(0), (y * y * share).sum(0)
+        gain = torch.where(var_v > 1e-12 * mean_v.square(), covariance / var_v.clamp(min=1e-300), 0.0)
         return gain.float(), (mean_y - gain * mean_v).float(), var_y - gain * covariance
+
+
+def _sample(y: Tensor, weights: Tensor | None, values: int) -> tuple[Tensor, Tensor | None]:
+    """The same rows every time, so many that they hold at most ``values`` numbers."""
+    keep = arrays.sample_indices(len(y), max(1, values // y.shape[1]), seed=0)
+    if keep is None:
+        return y, weights
+    chosen = torch.from_numpy(keep).to(y.device)
+    return y[chosen], None if weights is None else weights[chosen]
 
 
 def _principal_axes(centred: Tensor, count: int, weights: Tensor | None) -> Tensor:

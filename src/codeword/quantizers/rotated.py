@@ -37,7 +37,7 @@ class Rotated(Combinator):
         self.rebuild()
         if isinstance(quantizer, Scannable):
             self.pack, self.prepare = self._pack, self._prepare
-            self.unpack, self.take, self.lay = quantizer.unpack, quantizer.take, quantizer.lay
+            self.unpack, self.take, self.lay, self.check = quantizer.unpack, quantizer.take, quantizer.lay, quantizer.check
             self.scan, self.search_spans = quantizer.scan, quantizer.search_spans
 
     @classmethod

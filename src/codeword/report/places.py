@@ -33,7 +33,7 @@ def matrix() -> dict[str, Any]:
         "fused: distances straight from codes.  decoded: codes are decoded block by block.",
         "metric: the choice honours the right quadratic form (KV: for keys).  l2: it minimises plain error, and the report says so.",
         "trains: the codebook moves or the gradient is its own.  fixed: codewords stay as fitted; straight-through, commitment loss.",
-        "one graph: torch.compile without breaks.  same: identical codebooks on all ranks.  at rest: there is nothing that moves.",
+        "compile: one graph without breaks.  ranks: the same codebooks on all ranks after training; none: no codebook moves.",
         "wrap: decode leaves the input's space; the place raises Unsupported, and takes projected(...) around it.",
     ]
     return {"places": [place.name for place in PLACES], "rows": rows, "notes": notes}
@@ -41,11 +41,10 @@ def matrix() -> dict[str, Any]:
 
 def render() -> None:
     """Print the matrix."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     found = matrix()
-    table = Table("quantizer", *found["places"], box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("quantizer", *found["places"], box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for name, cells in found["rows"].items():
         table.add_row(name, *cells)
@@ -95,8 +94,8 @@ PLACES: tuple[Place, ...] = (
     Place("flat", _search),
     Place("lists", _search),
     Place("GPTQ", _weights),
-    Place("KV cache", _cache),
-    Place("autoencoder", lambda quantizer: "trains" if trains(quantizer) else "fixed"),
-    Place("compiled", lambda quantizer: "one graph"),
-    Place("two ranks", lambda quantizer: "same" if moves(quantizer) else "at rest"),
+    Place("KV", _cache),
+    Place("network", lambda quantizer: "trains" if trains(quantizer) else "fixed"),
+    Place("compile", lambda quantizer: "yes"),
+    Place("ranks", lambda quantizer: "same" if moves(quantizer) else "none"),
 )

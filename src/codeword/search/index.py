@@ -40,6 +40,9 @@ from codeword.search.tune import TuneReport, tune
 PENDING_ROWS = 1024
 """Fewer new rows than this wait in memory and are packed when a search comes."""
 
+ENCODED_ROWS = 4096
+"""Rows encoded at once; encoders take several times their memory."""
+
 MERGED = 8
 """So many segments of a size class are merged into one of the next."""
 
@@ -88,7 +91,7 @@ class Index:
         if len(self):
             raise CodewordError(f"Index.fit would make the codes of {len(self)} stored rows meaningless; fit a new Index")
         for block in arrays.float_blocks(x, self.dim):
-            scores.prepared(block, self.metric, "Index.fit")
+            arrays.check_finite(block, "Index.fit")
         keep = arrays.sample_indices(n, max(1 << 16, 64 * (self.nlist or 1)), self.seed)
         rows = scores.prepared(arrays.take_rows(x, self.dim, keep), self.metric, "Index.fit")
         self.report = Report() if len(rows) == n else Report(fit_rows=len(rows))
@@ -336,9 +339,10 @@ class Index:
         held: list[Rows] = []
         start = count = 0
         for block in arrays.float_blocks(x, self.dim):
-            rows = scores.prepared(block, self.metric, "add")
-            held.append(schema.encode(rows, torch.from_numpy(numbers[start:start + len(rows)])))
-            start, count = start + len(rows), count + len(rows)
+            for part in block.split(ENCODED_ROWS):
+                rows = scores.prepared(part, self.metric, "add")
+                held.append(schema.encode(rows, torch.from_numpy(numbers[start:start + len(rows)])))
+                start, count = start + len(rows), count + len(rows)
             if count >= self._segment_rows:
                 sealed.append(View(schema.seal(concatenate(held))))
                 held, count = [], 0

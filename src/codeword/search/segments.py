@@ -21,7 +21,7 @@ from torch import Tensor
 
 from codeword.errors import ShapeError
 from codeword.parts import arrays
-from codeword.quantizer import Codes, Packed, Quantizer, Scannable
+from codeword.quantizer import BLOCK, Codes, Packed, Quantizer, Scannable
 from codeword.search.decoded import DecodedScan, from_bytes, to_bytes
 from codeword.search.lists import Lists, arrange
 from codeword.search.scores import exact_distance
@@ -150,7 +150,7 @@ class Schema:
         """Lay out and pack ``rows`` (at least one)."""
         layout = arrange(rows.labels, rows.ids, self.lists.count)
         spread = rows.select(layout.source)
-        packed = self.scanner.pack(spread.codes, self.lists.given(spread.labels))
+        packed = self._pack(spread.codes, spread.labels)
         tensors = {f"scan.{name}": tensor for name, tensor in packed.tensors.items()}
         tensors |= {"ids": layout.ids, "starts": layout.starts, "counts": layout.counts}
         if spread.fine is not None and self.fine is not None:
@@ -158,6 +158,14 @@ class Schema:
         if spread.vectors is not None:
             tensors["vectors"] = spread.vectors
         return Segment(tensors, packed.rows)
+
+    def _pack(self, codes: Codes, labels: Tensor) -> Packed:
+        """Pack a few blocks at a time: scans keep the axis of rows first, so the parts just follow each other."""
+        step = max(BLOCK, arrays.block_rows(self.quantizer.dim) // (2 * BLOCK) * BLOCK)
+        slices = [slice(start, start + step) for start in range(0, len(labels), step)]
+        parts = [self.scanner.pack(_select(codes, part), self.lists.given(labels[part])) for part in slices]
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return Packed(tensors, sum(part.rows for part in parts))
 
     def join(self, views: Sequence[View]) -> list[View]:
         """One view of all live rows, or none where there are none. Rows move as they are: nothing is decoded."""
@@ -223,7 +231,7 @@ def _concatenate(parts: Sequence[Codes]) -> Codes:
     return Codes(torch.cat([arrays.as_tensor(codes.indices) for codes in parts]), torch.cat(sides) if sides else None)
 
 
-def _select(codes: Codes, keep: Tensor) -> Codes:
+def _select(codes: Codes, keep: Tensor | slice) -> Codes:
     return Codes(arrays.as_tensor(codes.indices)[keep], None if codes.side is None else arrays.as_tensor(codes.side)[keep])
 
 
