@@ -1,4 +1,4 @@
-"""Truncated, corrupted and hostile files: FormatError or ShapeError with the file's name, never a crash, never memory that a header claims."""
+"""Truncated, corrupted and hostile files: FormatError or ShapeError naming the file; no crash, no memory that a header claims."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def npy(header: str, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> by
 
 
 def good(shape: str = "(10, 4)", descr: str = "'<f4'") -> str:
-    return "{'descr': %s, 'fortran_order': False, 'shape': %s, }" % (descr, shape)
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
 
 
 DATA = X.tobytes()
@@ -136,7 +136,7 @@ BAD_VECS = {
 def test_bad_fvecs(name: str, tmp_path: Path) -> None:
     data, code = BAD_VECS[name]
     (tmp_path / "x.fvecs").write_bytes(data)
-    with pytest.raises(FormatError if code else ShapeError, match="x.fvecs") as caught:
+    with pytest.raises(FormatError if code else ShapeError, match=r"x\.fvecs") as caught:
         open_vectors(tmp_path / "x.fvecs")
     assert getattr(caught.value, "code", None) == code
 
@@ -155,7 +155,7 @@ def test_a_wrong_width_inside_a_file_is_found_when_its_row_is_read(tmp_path: Pat
 def test_bad_npz(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(FormatError, match="not a readable .npz"):
+    with pytest.raises(FormatError, match=r"not a readable \.npz"):
         open_vectors(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", b"hello")
@@ -207,7 +207,8 @@ def test_bad_safetensors(tmp_path: Path) -> None:
         text = json.dumps(header).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
-    for header in ({"x": {"dtype": "F32", "shape": [10, 4], "data_offsets": [0, 99999]}}, {"x": {"dtype": "F32", "shape": [99, 4], "data_offsets": [0, 160]}},
+    for header in ({"x": {"dtype": "F32", "shape": [10, 4], "data_offsets": [0, 99999]}},
+                   {"x": {"dtype": "F32", "shape": [99, 4], "data_offsets": [0, 160]}},
                    {"x": {"dtype": "F32", "shape": [10, 4], "data_offsets": [8, 168]}}, [1], {"x": 5}):
         store(header)
         with pytest.raises(FormatError, match="not a readable safetensors"):
@@ -237,7 +238,7 @@ def test_nulls_and_ragged_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(CodewordError, match="0 columns of lists of numbers"):
         open_vectors(tmp_path / "none.parquet")
     parquet.write_table(pa.table({"a": [[1.0]], "b": [[2.0]]}), tmp_path / "two.parquet")
-    with pytest.raises(CodewordError, match="2 columns of lists of numbers .a, b."):
+    with pytest.raises(CodewordError, match=r"2 columns of lists of numbers .a, b."):
         open_vectors(tmp_path / "two.parquet")
     assert open_vectors(f"{tmp_path / 'two.parquet'}#b")[0, ] == 2.0
 
@@ -264,5 +265,5 @@ def test_sentences(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="3 lines for 4 vectors"):
         read_sentences(path, 4)
     path.write_bytes(b"fine\nfine\nb\xffad\n")
-    with pytest.raises(FormatError, match="line 3 of .* is not UTF-8"):
+    with pytest.raises(FormatError, match=r"line 3 of .* is not UTF-8"):
         read_sentences(path)

@@ -83,7 +83,7 @@ def test_indexing_agrees_with_numpy(stored: tuple[Vectors, np.ndarray]) -> None:
         assert isinstance(got, np.ndarray)
         np.testing.assert_array_equal(got, expected)
     for wrong in (57, -58, [0, 57]):
-        with pytest.raises(IndexError, match="outside 0..56"):
+        with pytest.raises(IndexError, match=r"outside 0\.\.56"):
             v[wrong]
     for wrong in ("a", [0.5], np.zeros((2, 2), int), np.zeros(3, bool)):
         with pytest.raises(ShapeError):
@@ -129,7 +129,7 @@ def test_compressed_npz_and_choice_of_array(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "two.npz", train=X, test=X[:5] + 1)
     np.testing.assert_array_equal(open_vectors(f"{tmp_path / 'two.npz'}#test")[:], X[:5] + 1)
     np.testing.assert_array_equal(open_vectors(tmp_path / "two.npz", key="train")[:], X)
-    with pytest.raises(CodewordError, match="2 arrays of rows .test, train."):
+    with pytest.raises(CodewordError, match=r"2 arrays of rows .test, train."):
         open_vectors(tmp_path / "two.npz")
     with pytest.raises(CodewordError, match="has no array 'rest'; it has test, train"):
         open_vectors(f"{tmp_path / 'two.npz'}#rest")
@@ -159,7 +159,8 @@ def test_lists_of_one_width_and_extension_types(tmp_path: Path) -> None:
     v = open_vectors(tmp_path / "lists.parquet")
     assert v.dtype == np.float64
     np.testing.assert_array_equal(v[:], X)
-    tensor = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [DIM]), pa.FixedSizeListArray.from_arrays(X.reshape(-1), DIM))
+    tensor = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [DIM]),
+                                            pa.FixedSizeListArray.from_arrays(X.reshape(-1), DIM))
     with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("v", tensor.type)])) as writer:
         writer.write_batch(pa.record_batch([tensor], names=["v"]))
     np.testing.assert_array_equal(open_vectors(tmp_path / "t.arrow")[:], X)
@@ -186,7 +187,8 @@ def test_a_folder_of_shards_in_the_order_of_their_numbers(tmp_path: Path) -> Non
     np.testing.assert_array_equal(v[:], X)
     np.testing.assert_array_equal(v[[56, 0, 30, 0]], X[[56, 0, 30, 0]])
     np.testing.assert_array_equal(np.concatenate([block for _, block in v.blocks(13)]), X)
-    np.testing.assert_array_equal(open_vectors(f"{tmp_path}/part-1*.npy")[:], np.concatenate(np.array_split(X, 12)[1:2] + np.array_split(X, 12)[10:]))
+    np.testing.assert_array_equal(open_vectors(f"{tmp_path}/part-1*.npy")[:],
+                                  np.concatenate(np.array_split(X, 12)[1:2] + np.array_split(X, 12)[10:]))
 
 
 def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:

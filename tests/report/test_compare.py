@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_a_budget_leaves_out_what_would_not_fit(split: compare.Split, ref: compa
 @pytest.fixture(scope="module")
 def summary(split: compare.Split, ref: compare.Reference) -> dict:
     rows = [compare.measure(task, split, ref) for task in compare.plan(8, [1, 2], ["pq:bits={bits},iterations=3", "ecsq", "nonsense"])]
-    return {"data": {"vectors": "<x>.npy", "rows": 400, "dim": 8, "metric": "l2", "seed": 1, "fit_rows": 280, "held_out_rows": 100, "queries": 20},
+    return {"data": {"vectors": "<x>.npy", "rows": 400, "dim": 8, "metric": "l2", "seed": 1, "fit_rows": 280, "held_out_rows": 100,
+                     "queries": 20},
             "rows": rows, "bound": compare.curve(ref.spectrum, [1, 2]), "best": compare.best(rows), "versions": {"codeword": "0"}}
 
 
@@ -179,4 +181,4 @@ def test_a_report_without_matplotlib_says_so(summary: dict, tmp_path: Path, monk
 def test_labels_never_cover_each_other() -> None:
     for places in ([0.5] * 8, [0.0, 0.01, 0.5, 0.51, 0.52, 0.99, 1.0], [0.98] * 5, [0.02]):
         spread = plot._spread(places, 0.05)
-        assert all(b - a > 0.0499 for a, b in zip(spread, spread[1:])) and spread[0] >= 0.02 - 1e-9 and spread[-1] <= 0.98 + 1e-9
+        assert all(b - a > 0.0499 for a, b in itertools.pairwise(spread)) and spread[0] >= 0.02 - 1e-9 and spread[-1] <= 0.98 + 1e-9

@@ -13,7 +13,8 @@ import typer
 from codeword.cli.show import Json, emit, note, pairs, table
 from codeword.errors import Unsupported
 
-EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "bench": ("faiss", "rabitqlib"), "fuzz": ("atheris",)}
+EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "bench": ("faiss", "rabitqlib"),
+          "fuzz": ("atheris",)}
 """Modules behind each optional extra."""
 
 
@@ -49,7 +50,8 @@ def doctor(as_json: Json = False) -> None:
                **({"native": ", ".join(f"{key} {value}" for key, value in summary["native"].items())} if summary["native"] else {}),
                "extras": ", ".join(f"{name} {'yes' if present else 'no'}" for name, present in summary["extras"].items())})
         print()
-        table(("operation", "runs", "self-check"), [(op, which, failures.get(op, "agrees") if check is not None else "-") for op, which in summary["ops"].items()])
+        agrees = "agrees" if check is not None else "-"
+        table(("operation", "runs", "self-check"), [(op, which, failures.get(op, agrees)) for op, which in summary["ops"].items()])
         if "native" not in summary["ops_available"]:
             print("The compiled module is not installed: same answers, slower. Reinstall with a C++20 compiler to have it.")
 
@@ -63,7 +65,8 @@ def places(as_json: Json = False) -> None:
     """Print which quantizer fits in which place: search, weights, caches, networks."""
     from codeword.report.places import matrix
     found = matrix()
-    emit(found, as_json, lambda: table(("quantizer", *found["places"]), [(name, *row) for name, row in found["rows"].items()], notes=found["notes"]))
+    emit(found, as_json, lambda: table(("quantizer", *found["places"]), [(name, *row) for name, row in found["rows"].items()],
+                                       notes=found["notes"]))
 
 
 def claims(as_json: Json = False) -> None:
@@ -91,7 +94,8 @@ def _claims_room() -> Any:
 
 def _failures(result: Any) -> dict[str, str]:
     """Operations whose check failed, whatever way ``ops.self_check`` tells it: {op: passed} or {op: message or None}."""
-    return {op: "differs" if value is False else str(value) for op, value in dict(result).items() if value is not True and value not in (None, "")}
+    return {op: "differs" if value is False else str(value)
+            for op, value in dict(result).items() if value is not True and value not in (None, "")}
 
 
 def _version(name: str) -> str:

@@ -47,10 +47,11 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail(_sentence(error), 2)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
-            error.show()
-            return error.exit_code
-        raise
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:  # else a usage error of the command line itself
+            raise
+        show()
+        return code
 
 
 _INTERRUPTED = "interrupted; what was finished is kept, and --resume continues where the command has it"

@@ -18,13 +18,17 @@ def register(app: typer.Typer) -> None:
 
 def compare(source: VectorsArgument,
             bits: Annotated[str, typer.Option(help="Stored bits a dimension, side information included.")] = "1,2,4",
-            queries: Annotated[str | None, typer.Option(help="Query vectors; default: some rows are held out for it.", show_default=False)] = None,
+            queries: Annotated[str | None, typer.Option(help="Query vectors; default: some rows are held out for it.",
+                                                        show_default=False)] = None,
             quantizers: Annotated[str | None, typer.Option(
                 help="Names or spec strings, separated by commas; {bits} stands for the rate. Default: all.", show_default=False)] = None,
             metric: Annotated[str, typer.Option(help="l2, ip or cosine.")] = "l2",
-            budget: Annotated[float | None, typer.Option(help="Seconds; what does not fit is left out and says so.", min=0.0, show_default=False)] = None,
-            out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html, the plot, results.csv and results.json.")] = Path("compare"),
-            resume: Annotated[bool, typer.Option("--resume", help="Continue a comparison that was interrupted; finished rows are kept.")] = False,
+            budget: Annotated[float | None, typer.Option(help="Seconds; what does not fit is left out and says so.", min=0.0,
+                                                         show_default=False)] = None,
+            out: Annotated[Path, typer.Option("--out", "-o",
+                                              help="Folder for report.html, the plot, results.csv and results.json.")] = Path("compare"),
+            resume: Annotated[bool,
+                              typer.Option("--resume", help="Continue a comparison that was interrupted; finished rows are kept.")] = False,
             limit: Annotated[int, typer.Option(help="Fit on at most so many rows.", min=40)] = 50_000,
             held_out: Annotated[int, typer.Option(help="Measure on at most so many rows (a quarter at most).", min=10)] = 10_000,
             seed: Seed = 0, as_json: Json = False) -> None:
@@ -94,8 +98,8 @@ def _show(summary: dict[str, Any], out: Path) -> None:
     for rate in dict.fromkeys(row["rate"] for row in rows):
         own = sorted((row for row in rows if row["rate"] == rate and row["left_out"] is None), key=lambda row: row["relative_error"])
         if own:
-            table([title for _, title, _ in document.COLUMNS], [[document.cell(row, field, form) for field, _, form in document.COLUMNS] for row in own],
-                  title=f"{rate:g} bits a dimension")
+            cells = [[document.cell(row, field, form) for field, _, form in document.COLUMNS] for row in own]
+            table([title for _, title, _ in document.COLUMNS], cells, title=f"{rate:g} bits a dimension")
     left_out: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["left_out"] is not None:

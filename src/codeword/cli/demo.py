@@ -22,8 +22,10 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example:  codeword demo --out demo")(demo)
 
 
-def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the data, the index and the report; must not exist, or be an earlier demo's.")] = Path("demo"),
-         as_json: Json = False) -> None:
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder for data, index and report; must not exist, or be an earlier demo's.")]
+
+
+def demo(out: Folder = Path("demo"), as_json: Json = False) -> None:
     """Compare quantizers on bundled sentence embeddings, build a compressed index, and search it. Takes under a minute."""
     started = time.perf_counter()
     rows, width = _lay_out(out)
@@ -33,12 +35,14 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the d
     _say(as_json, "\nWhich quantizer serves them best?")
     compared = _run(as_json, "compare", base, "--queries", queries, "--metric", "cosine", "--bits", "1,2,4", "--out", out / "compare")
     _say(as_json, f"\nAn index of {BITS}-bit codes instead of 32-bit floats:")
-    _run(as_json, "index", "build", base, "--metric", "cosine", "--quantizer", f"rabitq:bits={BITS}", "--nlist", NLIST, "--out", out / "base.index")
+    _run(as_json, "index", "build", base, "--metric", "cosine", "--quantizer", f"rabitq:bits={BITS}", "--nlist", NLIST, "--out",
+         out / "base.index")
     _say(as_json, "\nThree sentences that are not in it, and the nearest that are:")
     _run(as_json, "index", "search", out / "base.index", queries, "--rows", "0-2", "-k", 3, "--nprobe", NPROBE,
          "--texts", out / "base.txt", "--query-texts", out / "queries.txt")
     _say(as_json, "\nAll queries, one thread, measured against exact search:")
-    found = _run(as_json, "index", "search", out / "base.index", queries, "-k", 10, "--nprobe", NPROBE, "--base", base, "--out", out / "hits.npz")
+    found = _run(as_json, "index", "search", out / "base.index", queries, "-k", 10, "--nprobe", NPROBE, "--base", base, "--out",
+                 out / "hits.npz")
     report = out / "compare" / "report.html"
     summary = {"recall": found["recall"], "bytes_per_vector": found["bytes_per_vector"], "queries_per_second": found["queries_per_second"],
                "report": str(report), "best": compared["best"], "seconds": time.perf_counter() - started}

@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example:  codeword verify vectors.index pq2.cw")(verify)
 
 
-def inspect(path: Annotated[str, typer.Argument(metavar="FILE", help="A file or folder of codeword, or a file of vectors.", show_default=False)],
+def inspect(path: Annotated[str, typer.Argument(metavar="FILE", help="A file or folder of codeword, or a file of vectors.",
+                                                show_default=False)],
             as_json: Json = False) -> None:
     """Say what a file or folder is, from its header alone."""
     from codeword.data.vectors import _READERS, open_vectors
@@ -44,7 +45,8 @@ def verify(paths: Paths, as_json: Json = False) -> None:
             for finding in findings:
                 print(f"  {finding.message}")
 
-    emit({"files": {path: [finding._asdict() for finding in findings] for path, findings in results.items()}, "exit_code": max(codes)}, as_json, show)
+    emit({"files": {path: [finding._asdict() for finding in findings] for path, findings in results.items()}, "exit_code": max(codes)},
+         as_json, show)
     raise typer.Exit(1 if check.DAMAGED in codes else max(codes))
 
 

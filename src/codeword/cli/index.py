@@ -22,8 +22,10 @@ IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder writt
 Ids = Annotated[Path | None, typer.Option(help="Ids of the rows: .npy, or .txt with one a line. Default: the next free numbers.")]
 K = Annotated[int, typer.Option("-k", help="Neighbours to find.", min=1)]
 Threads = Annotated[int, typer.Option(help="Threads; the answer does not depend on them.", min=1)]
-Base = Annotated[str | None, typer.Option(help="The vectors that were indexed, for exact neighbours to measure recall against.", show_default=False)]
-Truth = Annotated[str | None, typer.Option(help="True neighbours (.ivecs or .npy of ids, a row a query) instead of --base.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="The vectors that were indexed, for exact neighbours to measure recall against.",
+                                          show_default=False)]
+Truth = Annotated[str | None, typer.Option(help="True neighbours (.ivecs or .npy of ids, a row a query) instead of --base.",
+                                           show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +45,8 @@ def build(source: VectorsArgument,
           metric: Annotated[str, typer.Option(help="l2, ip or cosine.")] = "l2",
           quantizer: Annotated[str, typer.Option(help="Spec string of the codes.")] = "rabitq:code_bits=4",
           nlist: Annotated[int | None, typer.Option(help="Inverted lists; none: a flat index.", min=1)] = None,
-          rerank: Annotated[str | None, typer.Option(help="Spec of a second, finer code, or 'float16' / 'float32' to keep the vectors.")] = None,
+          rerank: Annotated[str | None,
+                            typer.Option(help="Spec of a second, finer code, or 'float16' / 'float32' to keep the vectors.")] = None,
           ids: Ids = None,
           limit: Annotated[int, typer.Option(help="Fit on at most so many rows, a seeded sample.", min=1)] = 200_000,
           seed: Seed = 0, as_json: Json = False) -> None:
@@ -66,9 +69,9 @@ def build(source: VectorsArgument,
                "add_seconds": done - fitted, "report": dict(index.report)}
     raw = 4 * data.dim
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(index))} vectors of width {data.dim}, {metric}, {quantizer}, " + (f"{nlist} lists" if nlist else "flat"),
-        "stores": f"{index.bytes_per_vector:.1f} bytes a vector with ids and padding, {raw / index.bytes_per_vector:.1f} times less than float32; "
-                  f"{size(index.breakdown()['shared'])} shared",
+        "saved": f"{out}: {count(len(index))} vectors of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
+        "stores": f"{index.bytes_per_vector:.1f} bytes a vector with ids and padding, "
+                  f"{raw / index.bytes_per_vector:.1f} times less than float32; {size(index.breakdown()['shared'])} shared",
         "took": f"{fitted - started:.1f} s to fit, {done - fitted:.1f} s to add and save"}))
 
 
@@ -81,12 +84,15 @@ def add(index: IndexFolder, source: VectorsArgument, ids: Ids = None,
     before = len(loaded)
     numbers = _add(loaded, data, None if ids is None else ids_file(ids, len(data)), as_json, replace)
     loaded.save(index)
-    emit({"index": str(index), "added": len(data), "vectors": len(loaded), "first_id": int(numbers[0]), "last_id": int(numbers[-1])}, as_json,
-         lambda: pairs({"added": f"{count(len(data))} vectors, ids {numbers[0]} to {numbers[-1]}; {count(before)} before, {count(len(loaded))} now"}))
+    emit({"index": str(index), "added": len(data), "vectors": len(loaded), "first_id": int(numbers[0]), "last_id": int(numbers[-1])},
+         as_json,
+         lambda: pairs({"added": f"{count(len(data))} vectors, ids {numbers[0]} to {numbers[-1]}",
+                        "index": f"{count(before)} before, {count(len(loaded))} now"}))
 
 
 def remove(index: IndexFolder,
-           ids: Annotated[list[str] | None, typer.Argument(metavar="IDS...", help="Numbers, comma lists, ranges such as 10-19.", show_default=False)] = None,
+           ids: Annotated[list[str] | None, typer.Argument(metavar="IDS...", help="Numbers, comma lists, ranges such as 10-19.",
+                                                           show_default=False)] = None,
            ids_from: Annotated[Path | None, typer.Option("--ids", help="Ids in a file: .npy, or .txt with one a line.")] = None,
            ignore_missing: Annotated[bool, typer.Option("--ignore-missing", help="Unknown ids are no error.")] = False,
            as_json: Json = False) -> None:
@@ -103,11 +109,13 @@ def remove(index: IndexFolder,
 
 def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
            nprobe: Annotated[int | None, typer.Option(help="Lists visited; default: what tune or the index has set.", min=1)] = None,
-           rows: Annotated[str | None, typer.Option(help="Search for these rows of the queries only, e.g. 0,5-9.", show_default=False)] = None,
+           rows: Annotated[str | None, typer.Option(help="Search for these rows of the queries only, e.g. 0,5-9.",
+                                                    show_default=False)] = None,
            texts: Annotated[Path | None, typer.Option(help="Text of each indexed id, one a line, shown with the hits.")] = None,
            query_texts: Annotated[Path | None, typer.Option(help="Text of each query, one a line.")] = None,
            base: Base = None, truth: Truth = None,
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all ids and distances (.npz) instead of showing them.")] = None,
+           out: Annotated[Path | None,
+                          typer.Option("--out", "-o", help="Write all ids and distances (.npz) instead of showing them.")] = None,
            threads: Threads = 1, as_json: Json = False) -> None:
     """Find the nearest indexed vectors of each query; with --base or --truth also the recall."""
     import numpy as np
@@ -123,7 +131,8 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
     started = time.perf_counter()
     distances, ids = loaded.search(wanted, k, nprobe, num_threads=threads)
     seconds = time.perf_counter() - started
-    summary: dict[str, Any] = {"index": str(index), "queries": len(wanted), "k": k, "seconds": seconds, "queries_per_second": len(wanted) / seconds,
+    summary: dict[str, Any] = {"index": str(index), "queries": len(wanted), "k": k, "seconds": seconds,
+                               "queries_per_second": len(wanted) / seconds,
                                "bytes_per_vector": loaded.bytes_per_vector}
     known = _truth(loaded, data, base, truth, k, as_json)
     if known is not None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 VectorsArgument = Annotated[str, typer.Argument(
     metavar="VECTORS", show_default=False,
-    help="File, folder or 'pattern' of .npy .npz .fvecs .bvecs .ivecs .parquet .feather .arrow .safetensors; FILE#NAME names one array in it.")]
+    help="File, folder or 'pattern' of .npy .npz .fvecs .bvecs .ivecs .parquet .feather .arrow .safetensors; "
+         "FILE#NAME names one array in it.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
 

@@ -62,8 +62,10 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
         return _dry_run(made, data, len(units), step, as_json)
     started = time.perf_counter()
     folder = out.with_name(out.name + ".job")
-    with jobs.Job.start(folder, "encode", config={"rows": len(data), "dim": data.dim, "dtype": str(data.dtype)}, resume=resume and folder.exists(),
-                        inputs={"quantizer": {"fingerprint": made.fingerprint}, **{f"vectors{i}": shard.path for i, shard in enumerate(data.shards)}}) as job:
+    with jobs.Job.start(folder, "encode", config={"rows": len(data), "dim": data.dim, "dtype": str(data.dtype)},
+                        resume=resume and folder.exists(),
+                        inputs={"quantizer": {"fingerprint": made.fingerprint},
+                                **{f"vectors{i}": shard.path for i, shard in enumerate(data.shards)}}) as job:
         with progress("encode", len(units), as_json) as advance:
             def work(unit: str) -> Any:
                 start, stop = (int(part) for part in unit.split("-"))
@@ -79,11 +81,13 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     per_vector = out.stat().st_size / len(data)
-    summary = {"file": str(out), "rows": len(data), "bytes": out.stat().st_size, "bytes_per_vector": made.stored_bytes(len(data)) / len(data),
+    summary = {"file": str(out), "rows": len(data), "bytes": out.stat().st_size,
+               "bytes_per_vector": made.stored_bytes(len(data)) / len(data),
                "fingerprint": made.fingerprint, "parts_resumed": ran.before, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}, {per_vector:.1f} bytes a vector with its header)",
-        "encoded": f"{count(len(data))} vectors in {seconds:.1f} s" + (f"; {ran.before} of {ran.total} parts were there" if ran.before else "")}))
+        "encoded": f"{count(len(data))} vectors in {seconds:.1f} s"
+                   + (f"; {ran.before} of {ran.total} parts were there" if ran.before else "")}))
 
 
 def decode(quantizer: QuantizerFile,
@@ -97,17 +101,17 @@ def decode(quantizer: QuantizerFile,
     if out.suffix != ".npy":
         raise CodewordError(f"--out is {out}; decoded vectors are written as .npy")
     made = objects.load(quantizer)
-    read = objects.load_codes(codes, made)
+    read: Any = objects.load_codes(codes, made)
     read = type(read)(*(None if part is None else part.reshape(-1, *part.shape[read.indices.ndim - 1:]) for part in read))
     rows = len(read.indices)
     step = max(1, UNIT_BYTES // (4 * made.dim))
 
-    def chunks(advance: Any) -> Iterator[memoryview | bytes]:
+    def chunks(advance: Any) -> Iterator[bytes]:
         yield _npy_header(rows, made.dim)
         for start in range(0, rows, step):
-            block = type(read)(*(None if part is None else part[start:start + step] for part in read))
+            block: Any = type(read)(*(None if part is None else part[start:start + step] for part in read))
             advance(min(step, rows - start))
-            yield memoryview(np.ascontiguousarray(np.asarray(made.decode(block)), dtype="<f4")).cast("B")
+            yield np.ascontiguousarray(np.asarray(made.decode(block)), dtype="<f4").tobytes()
 
     with progress("decode", rows, as_json) as advance:
         files.write_file(out, chunks(advance))

@@ -68,9 +68,8 @@ def _ipc(pa: Any, path: Path, key: str | None) -> StreamShard:
     source = pa.memory_map(str(path))
     if magic == b"ARROW1":
         reader = pa.ipc.open_file(source)
-        loaded = [reader.get_batch] * reader.num_record_batches
         count = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
-        get = lambda i: loaded[i](i)  # noqa: E731
+        get = reader.get_batch
     else:  # a stream holds its batches one behind the other; over a map they are views, so keeping them costs nothing
         reader = pa.ipc.open_stream(source)
         kept = list(reader)
@@ -94,7 +93,8 @@ def _column(pa: Any, schema: Any, path: Path, key: str | None) -> str:
             raise CodewordError(f"{path} has no column {key!r} of lists of numbers; it has {', '.join(lists) or 'none'}")
         return key
     if len(lists) != 1:
-        raise CodewordError(f"{path} has {len(lists)} columns of lists of numbers ({', '.join(lists) or 'none'}); name one as {path.name}#NAME")
+        raise CodewordError(f"{path} has {len(lists)} columns of lists of numbers ({', '.join(lists) or 'none'}); "
+                            f"name one as {path.name}#NAME")
     return lists[0]
 
 
@@ -132,7 +132,8 @@ def _matrix(pa: Any, column: Any, path: Path, start: int) -> np.ndarray:
         width = int(widths[0]) if len(widths) else 1
         ragged = np.flatnonzero(widths != width)
         if len(ragged):
-            raise FormatError("shape", f"row {start + int(ragged[0])} of {path} has {widths[ragged[0]]} values; the rows before it have {width}")
+            raise FormatError("shape",
+                              f"row {start + int(ragged[0])} of {path} has {widths[ragged[0]]} values; the rows before it have {width}")
     values = column.flatten()
     if values.null_count:
         at = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])

@@ -75,7 +75,8 @@ def _choose(archive: zipfile.ZipFile, path: Path, key: str | None) -> zipfile.Zi
         if len(shape) == 2 and dtype.kind in "fiu":
             matrices[name] = info
     if len(matrices) != 1:
-        raise CodewordError(f"{path} holds {len(matrices)} arrays of rows ({', '.join(sorted(matrices)) or 'none'}); name one as {path.name}#NAME")
+        raise CodewordError(f"{path} holds {len(matrices)} arrays of rows ({', '.join(sorted(matrices)) or 'none'}); "
+                            f"name one as {path.name}#NAME")
     return next(iter(matrices.values()))
 
 
@@ -107,7 +108,9 @@ def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
 def _unpack(file: IO[bytes], path: Path, info: zipfile.ZipInfo, need: int) -> bytearray:
     # The size is a claim until the bytes have come, so the buffer grows with them.
     if need > UNPACK_LIMIT:
-        raise FormatError("limit", f"{info.filename!r} of {path} unpacks to {need} bytes; {UNPACK_LIMIT} are allowed (an .npy file is mapped at any size)")
+        raise FormatError("limit",
+                          f"{info.filename!r} of {path} unpacks to {need} bytes; {UNPACK_LIMIT} are allowed "
+                          "(an .npy file is mapped at any size)")
     data = bytearray()
     while chunk := file.read(1 << 20):
         data += chunk

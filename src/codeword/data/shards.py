@@ -108,7 +108,8 @@ class StreamShard(Shard):
         first = int(self.starts[group])
         for block in self.batches(group):
             if block.shape[1] != self.dim or first + len(block) > self.rows:
-                raise FormatError("shape", f"{self.path} changes its shape at row {first}: {block.shape} where rows of width {self.dim} go on")
+                raise FormatError("shape",
+                                  f"{self.path} changes its shape at row {first}: {block.shape} where rows of width {self.dim} go on")
             yield first, block
             first += len(block)
 

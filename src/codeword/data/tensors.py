@@ -30,7 +30,8 @@ def open_safetensors(path: Path, key: str | None = None) -> ArrayShard:
     if key is None:
         matrices = [name for name, row in tensors.items() if len(row["shape"]) == 2]
         if len(matrices) != 1:
-            raise CodewordError(f"{path} holds {len(matrices)} matrices ({', '.join(sorted(matrices)) or 'none'}); name one as {path.name}#NAME")
+            raise CodewordError(f"{path} holds {len(matrices)} matrices ({', '.join(sorted(matrices)) or 'none'}); "
+                                f"name one as {path.name}#NAME")
         key = matrices[0]
     if key not in tensors:
         raise CodewordError(f"{path} has no tensor {key!r}; it has {', '.join(sorted(tensors)) or 'none'}")

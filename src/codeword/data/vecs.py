@@ -27,7 +27,8 @@ def open_vecs(path: Path, key: str | None = None) -> ArrayShard:
     check_matrix(path, (0, dim), values)
     record = 4 + dim * values.itemsize
     if size % record:
-        raise FormatError("truncated", f"{path} has {size} bytes, not a multiple of the {record} of a row of width {dim}: row {size // record} is cut")
+        raise FormatError("truncated",
+                          f"{path} has {size} bytes, not a multiple of the {record} of a row of width {dim}: row {size // record} is cut")
     stored = map_matrix(path, 0, (size // record, record), np.dtype("u1"))
 
     def decode(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:

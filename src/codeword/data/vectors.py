@@ -88,7 +88,8 @@ class Vectors:
                 raise ShapeError(f"a mask of shape {index.shape} was given for {len(self)} rows")
             return self._take(np.flatnonzero(index))
         if index.ndim > 1 or (index.size and index.dtype.kind not in "iu"):
-            raise ShapeError(f"rows are indexed by an integer, a slice, a mask or a list of integers; got {type(item).__name__} of shape {index.shape}")
+            raise ShapeError(f"rows are indexed by an integer, a slice, a mask or a list of integers; "
+                             f"got {type(item).__name__} of shape {index.shape}")
         rows = index.reshape(-1).astype(np.int64)
         rows = np.where(rows < 0, rows + len(self), rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
@@ -120,7 +121,8 @@ class Vectors:
             if bad.any():
                 row = start + int(np.flatnonzero(bad)[0])
                 shard = bisect_right(self.starts, row) - 1
-                raise ShapeError(f"row {row - self.starts[shard]} of {self.shards[shard].path} has NaN or infinity; values must be finite in float32")
+                raise ShapeError(f"row {row - self.starts[shard]} of {self.shards[shard].path} has NaN or infinity; "
+                                 "values must be finite in float32")
         return block
 
     def _read(self, start: int, stop: int) -> np.ndarray:

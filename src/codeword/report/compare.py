@@ -83,14 +83,18 @@ def plan(dim: int, bits: Sequence[float], quantizers: Iterable[str] | None = Non
     """Tasks for each rate; ``quantizers`` are labels of QUANTIZERS or spec strings, in which {bits} stands for the rate."""
     chosen = QUANTIZERS if quantizers is None else {name: QUANTIZERS.get(name, name) for name in quantizers}
     if not chosen or not bits or any(not 0 < rate <= 32 for rate in bits):
-        raise CodewordError(f"compare got quantizers={list(chosen)} and bits={list(bits)}; at least one of each, and bits in 0..32, are needed")
+        raise CodewordError(f"compare got quantizers={list(chosen)} and bits={list(bits)}; "
+                            "at least one of each, and bits in 0..32, are needed")
     tasks = []
     for rate in bits:
         exponent, groups = rate * dim, rate * dim / 8
         fields = {"bits": f"{rate:g}", "dim": dim, "groups": f"{groups:g}",
                   "whole": 1 << int(exponent) if exponent <= 24 and exponent == int(exponent) else f"2^{exponent:g}"}
         for label, template in chosen.items():
-            tasks.append(Task(label, re.sub(r"\{(\w+)\}", lambda m: str(fields.get(m[1], m[0])), template), rate))
+            spec = template
+            for name, value in fields.items():
+                spec = spec.replace(f"{{{name}}}", str(value))
+            tasks.append(Task(label, spec, rate))
     return tasks
 
 
@@ -109,7 +113,8 @@ def split(vectors: Vectors, queries: Vectors | None, metric: str = "l2", seed: i
     asked = 0 if queries is not None else min(num_queries, max(1, n // 20))
     rows = choose_rows(n, min(n, held + asked + fit_rows), seed)
     parts = [_float32(vectors, np.sort(part), metric) for part in np.split(rows, (held, held + asked))]
-    own = parts[1] if queries is None else _float32(queries, np.sort(choose_rows(len(queries), min(num_queries, len(queries)), seed)), metric)
+    own = parts[1] if queries is None else _float32(queries, np.sort(choose_rows(len(queries), min(num_queries, len(queries)), seed)),
+                                                    metric)
     return Split(fit=parts[2], held_out=parts[0], queries=own, metric=metric)
 
 
@@ -284,6 +289,7 @@ def _figures(task: Task, data: Split, ref: Reference, bits: float, values: np.nd
 
 
 def _left_out(task: Task, reason: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("bits", "relative_error", "gap_db", "ip_error", "recall", "fit_seconds", "encode_per_second", "decode_per_second",
+    empty = dict.fromkeys(("bits", "relative_error", "gap_db", "ip_error", "recall", "fit_seconds", "encode_per_second",
+                           "decode_per_second",
                            "bytes_per_vector", "shared_bytes"))
     return {"quantizer": task.label, "spec": task.spec, "rate": task.bits, **empty, "left_out": reason}

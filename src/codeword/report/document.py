@@ -65,13 +65,16 @@ def page(summary: dict[str, Any], picture: str) -> str:
     data, rows = summary["data"], summary["rows"]
     best_lines = "".join(f"<li>at {html.escape(rate)} bits: least error <b>{html.escape(pair['error'])}</b>, highest recall "
                          f"<b>{html.escape(pair['recall'])}</b></li>" for rate, pair in best(rows).items())
-    figure = f"<figure>{picture}</figure>" if picture else "<p>No picture: it needs matplotlib, <code>pip install 'codeword[report]'</code>.</p>"
+    figure = (f"<figure>{picture}</figure>" if picture
+              else "<p>No picture: it needs matplotlib, <code>pip install 'codeword[report]'</code>.</p>")
     out = [row for row in rows if row["left_out"] is not None]
-    left_out = "".join(f"<li><b>{html.escape(row['quantizer'])}</b> at {row['rate']:g} bits: {html.escape(row['left_out'])}</li>" for row in out)
+    left_out = "".join(f"<li><b>{html.escape(row['quantizer'])}</b> at {row['rate']:g} bits: {html.escape(row['left_out'])}</li>"
+                       for row in out)
     meaning = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in MEANING)
     return _PAGE.format(
         title=html.escape(f"Quantizers compared on {data['vectors']}"), style=_STYLE,
-        data=html.escape(f"{data['fit_rows']:,} rows of width {data['dim']} to fit on, {data['held_out_rows']:,} held-out rows to measure on, "
+        data=html.escape(f"{data['fit_rows']:,} rows of width {data['dim']} to fit on, "
+                         f"{data['held_out_rows']:,} held-out rows to measure on, "
                          f"{data['queries']:,} queries, metric {data['metric']}, seed {data['seed']}"),
         figure=figure, best=best_lines, tables="".join(_table(rows, rate) for rate in dict.fromkeys(row["rate"] for row in rows)),
         left_out=f"<h2>Left out, and why</h2><ul>{left_out}</ul>" if left_out else "", meaning=meaning,
@@ -86,7 +89,8 @@ def _table(rows: Sequence[dict[str, Any]], rate: float) -> str:
     body = ""
     for row in own:
         cells = "".join(f"<td>{html.escape(cell(row, field, form))}</td>" for field, _, form in COLUMNS)
-        body += f'<tr title="{html.escape(row["spec"], quote=True)}"{" class=baseline" if row["quantizer"] in BASELINES else ""}>{cells}</tr>'
+        kind = " class=baseline" if row["quantizer"] in BASELINES else ""
+        body += f'<tr title="{html.escape(row["spec"], quote=True)}"{kind}>{cells}</tr>'
     return f"<h3>{rate:g} bits a dimension</h3><div class=wide><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
@@ -103,11 +107,13 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --paper: #15181c; --line: #343a41; --soft: #a0a9b3; --band: #1d2126; } }
 body { color: var(--ink); background: var(--paper); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif;
        max-width: 68rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p.data, footer { color: var(--soft); } figure { margin: 1.2rem 0; } figure svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { text-align: right; padding: .28rem .8rem; border-bottom: 1px solid var(--line); } th { font-weight: 600; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; } tbody tr:hover { background: var(--band); } tr.baseline td { color: var(--soft); font-style: italic; }
+th:first-child, td:first-child { text-align: left; }
+tbody tr:hover { background: var(--band); } tr.baseline td { color: var(--soft); font-style: italic; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; } dt { font-weight: 600; } dd { margin: 0; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6rem; font-size: .85rem; }
 """

@@ -46,7 +46,8 @@ def ecsq(fit: np.ndarray, held_out: np.ndarray, bits: float, *, mean: np.ndarray
     low, high = np.log2(spread) - bits - 4, np.log2(spread) + 6
     above, below = _length(known, unknown, low)[0] - bits, _length(known, unknown, high)[0] - bits
     if above < 0 or below > floor:
-        raise Unsupported(f"entropy-coded scalar quantization reaches {above + bits:.3g} bits a dimension at most on these rows, not {bits}")
+        raise Unsupported(f"entropy-coded scalar quantization reaches {above + bits:.3g} bits a dimension "
+                          f"at most on these rows, not {bits}")
     middle = high
     for _ in range(60):
         middle = low + (high - low) * min(0.95, max(0.05, above / (above - below)))

@@ -53,7 +53,7 @@ def _draw(rows: Sequence[dict[str, Any]], bound: Sequence[tuple[float, float]], 
         raise Unsupported("plots need matplotlib, the extra 'report': pip install 'codeword[report]'") from None
     settings = {"svg.fonttype": "none", "svg.hashsalt": "codeword", "font.family": "sans-serif", "font.size": 10.5, "text.color": ink,
                 "axes.edgecolor": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.linewidth": 0.8}
-    with rc_context(settings):
+    with rc_context(settings):  # type: ignore[arg-type]
         figure = Figure(figsize=(11, 4.9), layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(wspace=0.09)  # type: ignore[union-attr]
@@ -131,13 +131,13 @@ def _finish(axes: Axes, ink: str) -> None:
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]], log: bool) -> None:
     """Names right of the last points, moved apart so that none covers another."""
-    low, high = axes.get_ylim()
-    scale = (lambda v: (math.log10(v) - math.log10(low)) / (math.log10(high) - math.log10(low))) if log else (lambda v: (v - low) / (high - low))
+    measure = math.log10 if log else float
+    low, high = (measure(end) for end in axes.get_ylim())
     right = max((x for x, *_ in ends), default=1.0)
-    places = sorted((scale(y), x, y, name, colour) for x, y, name, colour in ends)
+    places = sorted(((measure(y) - low) / (high - low), x, y, name, colour) for x, y, name, colour in ends)
     spaced = _spread([place for place, *_ in places], 0.052)
     for at, (_, x, y, name, colour) in zip(spaced, places):
-        axes.annotate(name, (x, y), xycoords="data", xytext=(right * 1.035, at), textcoords=("data", "axes fraction"), va="center",  # type: ignore[arg-type]
+        axes.annotate(name, (x, y), xycoords="data", xytext=(right * 1.035, at), textcoords=("data", "axes fraction"), va="center",
                       color=colour, fontsize=9.5, fontweight="bold",
                       arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4})
 
