@@ -55,3 +55,16 @@ night:
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(INSTALL) '.[dev,fuzz]'
 	@PYTHONPATH=src $(PYTHON) fuzz/night.py $(NIGHT)
 	@PYTHONPATH=src $(PYTHON) -m pytest -m night
+
+# ---------------------------------------------------------------- numbers: every table in README.md and docs/ comes from results/
+
+.PHONY: results
+
+# Measure again what the tables show (on a quiet machine), then write the tables.
+results: .venv/installed
+	@rm -rf build/demo
+	.venv/bin/codeword demo --out build/demo | tee results/demo.txt
+	cp build/demo/compare/results.csv results/compare.csv
+	cp build/demo/compare/plot.png docs/rate_distortion.png
+	for name in rabitq pvq_llm simvq survey_taxonomy; do .venv/bin/codeword reproduce $$name --save results/claims.csv; done
+	.venv/bin/python docs/build.py

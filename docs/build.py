@@ -62,8 +62,53 @@ def checks() -> str:
     return "\n\n".join(parts)
 
 
+def compare() -> str:
+    """The README's comparison: a column a rate, best first by error at the highest rate."""
+    found = [row for row in rows("compare") if row["relative_error"]]
+    rates = sorted({row["rate"] for row in found}, key=float)
+    cells = {(row["quantizer"], row["rate"]): row for row in found}
+    names = sorted({row["quantizer"] for row in found}, key=lambda name: -float(cells.get((name, rates[-1]), {"recall": 0})["recall"]))
+
+    def cell(name: str, rate: str) -> str:
+        row = cells.get((name, rate))
+        if row is None:
+            return "–"
+        return f"{100 * float(row['relative_error']):.3g} % · {float(row['gap_db']):.1f} dB · {float(row['recall']):.3f}"
+
+    head = ("", *(f"{rate} bit{'s' if rate != '1' else ''}: error · gap · recall@10" for rate in rates), "bytes a vector", "spec")
+    body = [(f"`{name}`", *(cell(name, rate) for rate in rates),
+             " / ".join(f"{float(cells[name, rate]['bytes_per_vector']):.0f}" for rate in rates if (name, rate) in cells),
+             f"`{cells[name, rates[-1]]['spec']}`") for name in names]
+    return table(head, body)
+
+
+def ivf() -> str:
+    """Beside rabitqlib: for each code width the points nearest to round recalls, through the index."""
+    found = [row for row in rows("ivf_rabitq") if row["through"] == "index" and row["ratio"]]
+    body = []
+    for bits in sorted({row["bits"] for row in found}, key=int):
+        points = [row for row in found if row["bits"] == bits]
+        for row in (points[0], points[len(points) // 2], points[-1]):
+            body.append((bits, row["nprobe"], row["ours_recall"], row["theirs_recall"], f"{float(row['ours_qps']):,.0f}",
+                         f"{float(row['theirs_qps']):,.0f}", f"**{float(row['ratio']):.2f}×**", f"{row['ours_bytes']} / {row['theirs_bytes']}"))
+    return table(("code bits", "nprobe", "recall, ours", "theirs", "queries/s, ours", "theirs", "speed at equal recall", "bytes, ours / theirs"), body)
+
+
+def places() -> str:
+    from codeword.report.places import matrix
+    found = matrix()
+    notes = "\n".join(f"{note}  " for note in found["notes"])
+    return table(("", *found["places"]), ((f"`{name}`", *cells) for name, cells in found["rows"].items())) + "\n\n" + notes
+
+
+def demo() -> str:
+    """What `codeword demo` printed after its comparison (which has a table of its own)."""
+    text = (ROOT / "results" / "demo.txt").read_text(encoding="utf-8")
+    return "```text\n" + text[text.index("An index of"):].rstrip() + "\n```"
+
+
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"systems": systems},
+    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 

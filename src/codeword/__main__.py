@@ -1,0 +1,5 @@
+"""``python -m codeword``."""
+
+from codeword.cli import main
+
+raise SystemExit(main())
