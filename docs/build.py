@@ -90,8 +90,10 @@ def ivf() -> str:
         points = [row for row in found if row["bits"] == bits]
         for row in (points[0], points[len(points) // 2], points[-1]):
             body.append((bits, row["nprobe"], row["ours_recall"], row["theirs_recall"], f"{float(row['ours_qps']):,.0f}",
-                         f"{float(row['theirs_qps']):,.0f}", f"**{float(row['ratio']):.2f}×**", f"{row['ours_bytes']} / {row['theirs_bytes']}"))
-    return table(("code bits", "nprobe", "recall, ours", "theirs", "queries/s, ours", "theirs", "speed at equal recall", "bytes, ours / theirs"), body)
+                         f"{float(row['theirs_qps']):,.0f}", f"**{float(row['ratio']):.2f}×**",
+                         f"{row['ours_bytes']} / {row['theirs_bytes']}"))
+    head = ("code bits", "nprobe", "recall, ours", "theirs", "queries/s, ours", "theirs", "speed at equal recall", "bytes, ours / theirs")
+    return table(head, body)
 
 
 def places() -> str:

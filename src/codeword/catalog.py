@@ -123,12 +123,12 @@ def lives_in_input_space(name: str, parts: bool) -> bool:
 def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
-    cls = quantizer_class(name)
+    cls: Any = quantizer_class(name)
     if inner and not entry(name).combinator:
         raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     try:
         if inner:
-            return cls.wrap(inner, dim, **options)  # type: ignore[attr-defined]
+            return cls.wrap(inner, dim, **options)
         return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
     except TypeError as error:
         raise CodewordError(f"{spec!r}: {error}") from None
@@ -331,4 +331,4 @@ SYSTEMS: tuple[System, ...] = (
            "Learning Data-Driven Vector-Quantized Degradation Model for Animation Video Super-Resolution",
            "ICCV 2023", "2303.09826", "systems"),
 )
-"""Every published system of the project: its place in the house, whether built yet or not (``codeword claims`` shows what was re-checked)."""
+"""Every published system of the project and its place in the house, built yet or not; ``codeword claims`` shows what was re-checked."""

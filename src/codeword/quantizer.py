@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -491,8 +491,3 @@ class Progressive(Protocol):
     """Codes whose prefix is a coarser code."""
 
     def truncate(self, codes: Codes, bits: float) -> Codes: ...
-
-
-def iter_quantizers(parts: Sequence[Quantizer] | Quantizer) -> Iterator[Quantizer]:
-    """One or several, always as an iterator (combinators take both)."""
-    yield from (parts if isinstance(parts, Sequence) else (parts,))

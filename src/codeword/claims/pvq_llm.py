@@ -76,7 +76,8 @@ CLAIM = Claim(
     checks=(
         Check("pyramid_sizes", "identity", "of N(4,2) = 32, N(8,4) = 2816, N(16,8) = 30316544, how many come out wrong",
               Rule(0.0, 0.0), sizes, seeds=1, needs_data=False),
-        Check("bijection", "identity", "indices of six whole pyramids that decode wrongly", Rule(0.0, 0.0), bijection, seeds=1, needs_data=False),
+        Check("bijection", "identity", "indices of six whole pyramids that decode wrongly", Rule(0.0, 0.0), bijection,
+              seeds=1, needs_data=False),
         Check("gaussian_2_bits", "identity", "error on N(0,1) at 2 bits (D=16, K=11, 31 + 1 bits) over 0.1052",
               Rule(0.98, 1.02), gaussian(2, 11, 1, 0.1052), seeds=3, needs_data=False),
         Check("gaussian_3_bits", "identity", "error on N(0,1) at 3 bits (D=16, K=23, 45 + 3 bits) over 0.0272",
@@ -85,7 +86,8 @@ CLAIM = Claim(
               gaussian(2, 11, 1, SCALAR[2]), needs_data=False),
         Check("below_scalar_3_bits", "relation", "error on N(0,1) over the best 8-level scalar quantizer's", Rule(high=0.82),
               gaussian(3, 23, 3, SCALAR[3]), needs_data=False),
-        Check("below_scalar_on_vectors", "relation", "held-out error of rotated PVQ over Lloyd-Max a dimension on the same centred, rotated rows, 2 bits",
+        Check("below_scalar_on_vectors", "relation",
+              "held-out error of rotated PVQ over Lloyd-Max a dimension on the same centred, rotated rows, 2 bits",
               Rule(high=0.92), on_vectors),
     ),
     notes="The quantizer's own laws and its rate on vectors. Networks made of these codes (perplexity at equal bits, error feedback) are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -86,7 +87,7 @@ def _relative_error(setting: Setting, code_bits: int) -> float:
 def error_per_bit(setting: Setting) -> float:
     """Worst ratio of mean relative error from B to B + 1 bits, B = 1..5."""
     errors = [_relative_error(setting, bits) for bits in range(1, 7)]
-    return max(after / before for before, after in zip(errors, errors[1:], strict=False))
+    return max(after / before for before, after in itertools.pairwise(errors))
 
 
 def against_pq(setting: Setting) -> float:
@@ -125,8 +126,10 @@ CLAIM = Claim(
               Rule(0.020, 0.037), violations(1.9)),
         Check("bound_at_3", "relation", "share of pairs below a lower bound of 3 standard deviations (Gaussian: 0.135 %)",
               Rule(high=0.003), violations(3.0)),
-        Check("error_per_bit", "relation", "worst ratio of the mean relative error from B to B + 1 bits, B = 1..5", Rule(high=0.6), error_per_bit),
-        Check("largest_error_against_pq", "relation", "largest relative error of a 1-bit code over that of PQ with at least as many stored bits",
+        Check("error_per_bit", "relation", "worst ratio of the mean relative error from B to B + 1 bits, B = 1..5", Rule(high=0.6),
+              error_per_bit),
+        Check("largest_error_against_pq", "relation",
+              "largest relative error of a 1-bit code over that of PQ with at least as many stored bits",
               Rule(high=0.4), against_pq),
     ),
     notes="One centroid, the mean of the training rows. The rules for the cosines are the card's (.7987, .939, .9945 within .003).",

@@ -114,6 +114,6 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 Row = dict[str, Any]
-FIELDS = ("system", "check", "tier", "statement", "rule", "value", "low", "high", "seeds", "verdict", "rule_hash",
+FIELDS: tuple[str, ...] = ("system", "check", "tier", "statement", "rule", "value", "low", "high", "seeds", "verdict", "rule_hash",
           "data", "budget", "codeword", "torch", "commit", "seconds")
 """Columns of results/claims.csv."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from codeword.claims.record import Check, Claim, Rule, Setting
+from codeword.quantizer import Codes
 from codeword.quantizers.fsq import FSQ
 from codeword.quantizers.pq import PQ
 from codeword.quantizers.product import Product
@@ -21,14 +22,13 @@ def fsq_round_trip(setting: Setting) -> float:
     for grid in GRIDS:
         fsq = FSQ(dim=len(grid), grid=grid)
         every = torch.arange(fsq.levels[0]).unsqueeze(1)
-        values = fsq.decode(type(fsq.encode(torch.zeros(1, len(grid))))(every))
-        # A value v is reached by any z with tanh-bounded b(z) at its grid point: invert b in float64.
-        z = _preimage(fsq, values)
-        wrong += int((fsq.encode(z).indices.to(torch.int64) != every).sum())
+        z = _preimage(fsq, torch.as_tensor(fsq.decode(Codes(every))))
+        wrong += int((torch.as_tensor(fsq.encode(z).indices).to(torch.int64) != every).sum())
     return float(wrong)
 
 
 def _preimage(fsq: FSQ, values: torch.Tensor) -> torch.Tensor:
+    """z that the grid points ``values`` come from: the bounded form b(z) inverted in float64."""
     v = values.double()
     bounded = (v * fsq.steps.double() + fsq.offset.double()) / fsq.span.double()
     z = torch.atanh(bounded.clamp(-1 + 1e-9, 1 - 1e-9)) - fsq.shift.double()
@@ -43,7 +43,8 @@ def product_is_pq(setting: Setting) -> float:
     pq = PQ(dim=dim, num_codebooks=books, codebook_size=size, iterations=5, seed=setting.seed).fit(train)
     parts = [VQ(dim=dim // books, codebook_size=size, iterations=5, seed=setting.seed + m) for m in range(books)]
     product = Product(quantizers=parts).fit(train)
-    return float((pq.encode(setting.test).indices != product.encode(setting.test).indices).any(1).float().mean())
+    ours, theirs = (torch.as_tensor(quantizer.encode(setting.test).indices) for quantizer in (pq, product))
+    return float(ours.ne(theirs).any(1).float().mean())
 
 
 def residual_gain(setting: Setting) -> float:
@@ -56,7 +57,7 @@ def residual_gain(setting: Setting) -> float:
     last, worst = float(train.square().sum()), 0.0
     for used in range(1, 5):
         lengths = torch.full((len(train),), used, dtype=torch.int32)
-        error = float((rvq.decode(codes._replace(lengths=lengths)) - train).square().sum())
+        error = float((torch.as_tensor(rvq.decode(codes._replace(lengths=lengths))) - train).square().sum())
         worst, last = max(worst, error / last), error
     return worst
 
@@ -69,7 +70,8 @@ CLAIM = Claim(
         Check("fsq_round_trip", "identity", "codes of five level lists that do not survive decode and encode",
               Rule(0.0, 0.0), fsq_round_trip, seeds=1, needs_data=False),
         Check("product_is_pq", "identity", "share of rows coded differently by PQ and a product of VQs", Rule(0.0, 0.0), product_is_pq),
-        Check("residual_never_hurts", "identity", "worst ratio of training error after a residual stage to before", Rule(high=1.0), residual_gain),
+        Check("residual_never_hurts", "identity", "worst ratio of training error after a residual stage to before", Rule(high=1.0),
+              residual_gain),
     ),
     notes="VQ, RVQ, PQ and FSQ are built; the laws of AQ, LFQ, BSQ and GART and the comparisons at equal bits come with those quantizers.",
 )

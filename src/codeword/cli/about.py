@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from codeword.cli.show import Json, emit, note, pairs, table
-from codeword.errors import Unsupported
 
 EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "bench": ("faiss", "rabitqlib"),
           "fuzz": ("atheris",)}
@@ -71,7 +69,8 @@ def places(as_json: Json = False) -> None:
 
 def claims(as_json: Json = False) -> None:
     """List all published systems with the tier each has reached, and what was measured."""
-    _claims_room().show_claims(as_json)
+    from codeword.cli.claims import show_claims
+    show_claims(as_json)
 
 
 def reproduce(name: Annotated[str, typer.Argument(help="A system of the list that codeword claims prints.", show_default=False)],
@@ -80,16 +79,8 @@ def reproduce(name: Annotated[str, typer.Argument(help="A system of the list tha
               save: Annotated[Path | None, typer.Option(help="Add the rows to this claims file (.csv).")] = None,
               as_json: Json = False) -> None:
     """Measure the claims of a published system again."""
-    _claims_room().show_reproduction(name, budget=budget, data=data, save=save, as_json=as_json)
-
-
-def _claims_room() -> Any:
-    try:
-        return importlib.import_module("codeword.cli.claims")
-    except ModuleNotFoundError as error:
-        if error.name != "codeword.cli.claims":
-            raise
-        raise Unsupported("this build of codeword has no claims to reproduce") from None
+    from codeword.cli.claims import show_reproduction
+    show_reproduction(name, budget=budget, data=data, save=save, as_json=as_json)
 
 
 def _failures(result: Any) -> dict[str, str]:

@@ -10,7 +10,6 @@ from codeword.claims.record import Check
 from codeword.cli.show import emit, note, progress, table
 
 
-
 def show_claims(as_json: bool) -> None:
     """Every published system with the tier it reached and the verdicts of its checks."""
     rows = run.reached()
@@ -53,5 +52,6 @@ def _short(text: Any) -> str:
 def _explained(checks: tuple[Check, ...], rows: list[run.Row], notes: str) -> list[str]:
     """What each check measured, then the claim's own notes."""
     seconds = sum(float(row["seconds"]) for row in rows)
+    data = ", ".join(sorted({str(row["data"]) for row in rows}))
     lines = [f"{check.name}: {check.statement}." for check in checks]
-    return [*lines, *([""] + [notes] if notes else []), f"{seconds:.0f} seconds, data: {', '.join(sorted({str(r['data']) for r in rows}))}."]
+    return [*lines, *(["", notes] if notes else []), f"{seconds:.0f} seconds, data: {data}."]

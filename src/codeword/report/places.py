@@ -39,21 +39,6 @@ def matrix() -> dict[str, Any]:
     return {"places": [place.name for place in PLACES], "rows": rows, "notes": notes}
 
 
-def render() -> None:
-    """Print the matrix."""
-    from rich.console import Console
-    from rich.table import Table
-    found = matrix()
-    table = Table("quantizer", *found["places"], box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for name, cells in found["rows"].items():
-        table.add_row(name, *cells)
-    console = Console(highlight=False)
-    console.print(table)
-    for note in found["notes"]:
-        console.print(note)
-
-
 def examples() -> Iterator[tuple[str, Quantizer]]:
     """Each catalog entry's small example, unfitted, under its spec without options: what a combinator can do depends on its parts."""
     for entry in catalog.QUANTIZERS:
