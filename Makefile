@@ -60,11 +60,11 @@ night:
 
 .PHONY: results
 
-# Measure again what the tables show (on a quiet machine), then write the tables.
-results: .venv/installed
+# Measure again what the tables show (on a quiet machine), then write the tables. Runs the checkout, so that rows carry its commit.
+results: native
 	@rm -rf build/demo
-	.venv/bin/codeword demo --out build/demo | tee results/demo.txt
+	cd build && PYTHONPATH=../src $(abspath $(PYTHON)) -m codeword demo --out demo | tee ../results/demo.txt
 	cp build/demo/compare/results.csv results/compare.csv
 	cp build/demo/compare/plot.png docs/rate_distortion.png
-	for name in rabitq pvq_llm simvq survey_taxonomy; do .venv/bin/codeword reproduce $$name --save results/claims.csv; done
-	.venv/bin/python docs/build.py
+	for name in rabitq pvq_llm simvq survey_taxonomy; do PYTHONPATH=src $(PYTHON) -m codeword reproduce $$name --save results/claims.csv; done
+	PYTHONPATH=src $(PYTHON) docs/build.py
