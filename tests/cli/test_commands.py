@@ -251,3 +251,13 @@ def test_module_as_a_program_and_a_closed_pipe(here: Path) -> None:
     done = subprocess.run(f"{sys.executable} -c '{code}' --help | head -1", shell=True, capture_output=True, text=True, env=env,
                           check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_counts_are_exact_and_speeds_are_rounded(cli: Any) -> None:
+    from codeword.cli.show import count, rounded
+    assert (count(1996), count(1_234_567), count(1, "row"), count(2, "query")) == ("1,996", "1,234,567", "1 row", "2 queries")
+    assert (rounded(1_234_567.0), rounded(1996.4), rounded(3.14)) == ("1,230,000", "2,000", "3.1")
+    np.save("many.npy", np.tile(X, (7, 1))[:2000])
+    cli("index", "build", "many.npy", "--quantizer", "rabitq:code_bits=1", "-o", "many.index")
+    assert "4 vectors; 1,996 left" in cli("index", "remove", "many.index", "0-3")[0]
+    assert "searched  1 query in" in cli("index", "search", "many.index", "queries.npy", "--rows", "0")[0]

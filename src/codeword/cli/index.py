@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codeword.cli.inputs import Seed, VectorsArgument, fit_rows, ids_file, integers, vectors
-from codeword.cli.show import Json, count, emit, note, pairs, progress, size
+from codeword.cli.show import Json, count, emit, note, pairs, progress, rounded, size
 from codeword.errors import CodewordError, ShapeError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def build(source: VectorsArgument,
                "add_seconds": done - fitted, "report": dict(index.report)}
     raw = 4 * data.dim
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(index))} vectors of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
+        "saved": f"{out}: {count(len(index), 'vector')} of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
         "stores": f"{index.bytes_per_vector:.1f} bytes a vector with ids and padding, "
                   f"{raw / index.bytes_per_vector:.1f} times less than float32; {size(index.breakdown()['shared'])} shared",
         "took": f"{fitted - started:.1f} s to fit, {done - fitted:.1f} s to add and save"}))
@@ -86,7 +86,7 @@ def add(index: IndexFolder, source: VectorsArgument, ids: Ids = None,
     loaded.save(index)
     emit({"index": str(index), "added": len(data), "vectors": len(loaded), "first_id": int(numbers[0]), "last_id": int(numbers[-1])},
          as_json,
-         lambda: pairs({"added": f"{count(len(data))} vectors, ids {numbers[0]} to {numbers[-1]}",
+         lambda: pairs({"added": f"{count(len(data), 'vector')}, ids {numbers[0]} to {numbers[-1]}",
                         "index": f"{count(before)} before, {count(len(loaded))} now"}))
 
 
@@ -104,7 +104,7 @@ def remove(index: IndexFolder,
     removed = loaded.remove(numbers, missing="ignore" if ignore_missing else "error")
     loaded.save(index)
     emit({"index": str(index), "removed": removed, "vectors": len(loaded)}, as_json,
-         lambda: pairs({"removed": f"{count(removed)} vectors; {count(len(loaded))} left"}))
+         lambda: pairs({"removed": f"{count(removed, 'vector')}; {count(len(loaded))} left"}))
 
 
 def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
@@ -173,7 +173,7 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
                "segments": loaded.segments, "bytes_per_vector": loaded.bytes_per_vector, "bytes": parts}
 
     def show() -> None:
-        pairs({"vectors": f"{count(len(loaded))} of width {loaded.dim}, {loaded.metric}, in {loaded.segments} segments",
+        pairs({"vectors": f"{count(len(loaded))} of width {loaded.dim}, {loaded.metric}, in {count(loaded.segments, 'segment')}",
                "codes": f"{loaded.quantizer!r}",
                "lists": f"{loaded.nlist}, {loaded.nprobe} visited" if loaded.nlist else "none (flat)",
                "bytes a vector": f"{loaded.bytes_per_vector:.1f}, of which " + ", ".join(
@@ -262,7 +262,7 @@ def _show_hits(summary: dict[str, Any], names: list[str] | None, lines: list[str
             print(f"  {distance:>9}  {number:>7}  {text}".rstrip())
     if len(hits) > shown:
         note(f"{len(hits) - shown} more queries were searched; --rows chooses, --out or --json gives all")
-    found = f"{summary['queries']} queries in {1000 * summary['seconds']:.1f} ms, {count(summary['queries_per_second'])} a second"
+    found = f"{count(summary['queries'], 'query')} in {1000 * summary['seconds']:.1f} ms, {rounded(summary['queries_per_second'])} a second"
     pairs({"searched": found, "index": f"{summary['bytes_per_vector']:.1f} bytes a vector",
            **({f"recall@{summary['k']}": f"{summary['recall']:.3f}"} if "recall" in summary else {}),
            **({"saved": summary["file"]} if "file" in summary else {})})
