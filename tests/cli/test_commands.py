@@ -181,6 +181,25 @@ def test_ids_of_ones_own(cli: Any, here: Path) -> None:
     assert "line 2 of ids.txt is 'x'" in err
 
 
+def test_recall_against_a_base_needs_its_ids(cli: Any, here: Path) -> None:
+    Path("ids.txt").write_text("".join(f"{7 * i + 1000}\n" for i in range(280)))
+    cli("index", "build", "base.npy", "-o", "b.index", "--quantizer", "rabitq:bits=8", "--nlist", "4", "--ids", "ids.txt")
+    before = {path.name: path.read_bytes() for path in (here / "b.index").iterdir()}
+    for words in (("search",), ("tune", "--recall", "0.5")):
+        _, err = cli("index", words[0], "b.index", "queries.npy", *words[1:], "--base", "base.npy", code=2)
+        assert "280 ids 1000..2953, which are not the row numbers 0..279 of base.npy" in err and "--base-ids" in err
+    assert before == {path.name: path.read_bytes() for path in (here / "b.index").iterdir()}
+    asked = ("b.index", "queries.npy", "--base", "base.npy", "--base-ids", "ids.txt", "--json")
+    assert summary(cli("index", "search", *asked, "--nprobe", "4"))["recall"] > 0.9
+    assert summary(cli("index", "tune", *asked, "--recall", "0.9"))["reached"]
+    cli("index", "remove", "b.index", "1000", "1007")  # rows of the base that are gone from the index cannot be true neighbours
+    found = summary(cli("index", "search", *asked, "--nprobe", "4", "-k", "278"))
+    assert found["recall"] == 1 and all({1000, 1007}.isdisjoint(hit["ids"]) for hit in found["hits"])
+    cli("index", "add", "b.index", "queries.npy")
+    _, err = cli("index", "search", *asked, code=2)
+    assert "ids.txt lacks id 2954" in err
+
+
 def test_inspect_and_verify(cli: Any, here: Path) -> None:
     cli("fit", "base.npy", "--quantizer", "pq:num_codebooks=4,codebook_size=4,iterations=2", "-o", "q.cw")
     assert "280 vectors of width 16, float32" in cli("inspect", "base.npy")[0]
