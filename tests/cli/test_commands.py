@@ -127,8 +127,6 @@ def test_compare_resumes_and_refuses_strangers(cli: Any, here: Path) -> None:
     assert "2 bits a dimension" in out and "left out: vq-whole at 2 bits: one codebook for whole vectors would need 2^32 codewords" in out
     assert "best at 2 bits: pq:num_codebooks=8" in out and (here / "cmp/report.html").exists()
     first = json.loads((here / "cmp/results.json").read_text())["rows"]
-    _, err = cli(*words, code=2)
-    assert "--resume" in err
     again = summary(cli(*words, "--resume", "--json"))
     assert again["rows"] == first  # measured times included: nothing ran twice
     _, err = cli(*words, "--seed", "1", "--resume", code=2)
@@ -136,6 +134,35 @@ def test_compare_resumes_and_refuses_strangers(cli: Any, here: Path) -> None:
     more = summary(cli("compare", "base.npy", "--queries", "queries.npy", "--quantizers", "ecsq", "--bits", "1,2", "--out", "cmp",
                        "--resume", "--json"))
     assert [row["rate"] for row in more["rows"]] == [1, 2] and more["rows"][1] == first[1]
+
+
+def test_a_finished_comparison_makes_room_and_an_unfinished_one_does_not(cli: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codeword.report import compare as room
+    words = ("compare", "base.npy", "--quantizers", "ecsq,ecsq-pca", "--bits", "2", "--json")
+    first = summary(cli(*words))
+    again = summary(cli(*words))
+    assert [row["relative_error"] for row in again["rows"]] == [row["relative_error"] for row in first["rows"]]
+    assert again["rows"][0]["fit_seconds"] != first["rows"][0]["fit_seconds"]  # measured anew
+    other = summary(cli(*words, "--seed", "1"))
+    assert json.loads(Path("compare/results.json").read_text())["data"]["seed"] == 1 and other["data"]["seed"] == 1
+    measure, calls = room.measure, []
+
+    def interrupted(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "measure", interrupted)
+        cli(*words, "--seed", "2", code=130)
+    assert json.loads(Path("compare/results.json").read_text())["data"]["seed"] == 1
+    _, err = cli(*words, "--seed", "2", code=2)
+    assert "resume it (--resume)" in err
+    _, err = cli(*words, code=2)
+    assert "another job: seed is 2 there and 0 here" in err
+    assert summary(cli(*words, "--seed", "2", "--resume"))["data"]["seed"] == 2
+    assert summary(cli(*words))["data"]["seed"] == 0
 
 
 def test_a_comparison_without_time_says_so(cli: Any) -> None:
