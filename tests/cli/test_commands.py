@@ -107,7 +107,7 @@ def test_an_interrupted_encode_resumes_to_the_same_bytes(cli: Any, here: Path, m
     assert "--resume" in err
     np.save("base.npy", X[:280] + 1)
     _, err = cli("encode", "q.cw", "base.npy", "-o", "codes.cw", "--resume", code=2)
-    assert "another job" in err
+    assert "the input vectors0 has changed since, or is another file" in err
     np.save("base.npy", X[:280])
     assert summary(cli("encode", "q.cw", "base.npy", "-o", "codes.cw", "--resume", "--json"))["parts_resumed"] == 2
     assert (here / "codes.cw").read_bytes() == (here / "quiet.cw").read_bytes()
@@ -163,6 +163,23 @@ def test_a_finished_comparison_makes_room_and_an_unfinished_one_does_not(cli: An
     assert "another job: seed is 2 there and 0 here" in err
     assert summary(cli(*words, "--seed", "2", "--resume"))["data"]["seed"] == 2
     assert summary(cli(*words))["data"]["seed"] == 0
+
+
+def test_bad_input_leaves_nothing_that_blocks_the_corrected_command(cli: Any, here: Path) -> None:
+    cli("fit", "base.npy", "--quantizer", "pq:num_codebooks=4,codebook_size=16,iterations=2", "-o", "q.cw")
+    bad = X[:280].copy()
+    bad[3, 2] = np.nan
+    np.save("base.npy", bad)
+    for words, reason in ((("encode", "q.cw", "base.npy", "-o", "codes.cw"), "row 3 of"),
+                          (("compare", "base.npy", "--quantizers", "ecsq", "--bits", "2"), "row 3 of"),
+                          (("compare", "base.npy", "--metric", "l3"), "metric='l3'"),
+                          (("compare", "base.npy", "--quantizers", "rotated(nothing)"), "unknown quantizer 'nothing'"),
+                          (("compare", "base.npy", "--quantizers", "pq:bogus=1"), "pq has no option 'bogus'")):
+        assert reason in cli(*words, code=2)[1]
+        assert not (here / "codes.cw.job").exists() and not (here / "compare").exists()
+    np.save("base.npy", X[:280])
+    cli("encode", "q.cw", "base.npy", "-o", "codes.cw")
+    cli("compare", "base.npy", "--quantizers", "ecsq", "--bits", "2")
 
 
 def test_a_comparison_without_time_says_so(cli: Any) -> None:
