@@ -213,6 +213,15 @@ def test_index_build_search_add_remove_tune_info(cli: Any, here: Path) -> None:
     assert "a.index exists" in err
 
 
+def test_build_tells_what_it_made(cli: Any, here: Path) -> None:
+    np.save("few.npy", X[:3])
+    out, _ = cli("index", "build", "few.npy", "-o", "few.index", "--nlist", "1000", "--quantizer", "rabitq:code_bits=8")
+    assert "3 lists instead of 1,000, as there are no more rows" in out and " times more than float32; " in out
+    assert summary(cli("index", "info", "few.index", "--json"))["nlist"] == 3 and "3, 3 visited" in cli("index", "info", "few.index")[0]
+    out, _ = cli("index", "build", "base.npy", "-o", "all.index", "--nlist", "1", "--quantizer", "rabitq:code_bits=1")
+    assert ", 1 list\n" in out and " times less than float32; " in out
+
+
 def test_ids_of_ones_own(cli: Any, here: Path) -> None:
     Path("ids.txt").write_text("".join(f"{1000 + i}\n" for i in range(280)))
     cli("index", "build", "base.npy", "-o", "b.index", "--quantizer", "rabitq:bits=8", "--ids", "ids.txt")

@@ -58,6 +58,7 @@ def test_every_example_passes_the_check_and_is_built() -> None:
     for entry in catalog.QUANTIZERS:
         catalog.check(entry.example_spec)
         assert catalog.make(entry.example_spec, entry.example_dim).dim == entry.example_dim
-    for spec in ("vq:codebook_size=8,revival=none", "vq:codebook_size=8,revival=0.5", "pvq:bits=2", "product(vq:bits=1;pq:bits=2):groups=2"):
+    for spec in ("vq:codebook_size=8,revival=none", "vq:codebook_size=8,revival=0.5", "pvq:bits=2",
+                 "product(vq:bits=1;pq:bits=2):groups=2"):
         catalog.check(spec)
         catalog.make(spec, 16)

@@ -63,7 +63,8 @@ def compare(source: VectorsArgument,
         summary = {
             "data": {"vectors": data.name, "rows": len(data), "dim": data.dim, "metric": metric, "seed": seed, "fit_rows": len(split.fit),
                      "held_out_rows": len(split.held_out), "queries": len(split.queries)},
-            "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows), "versions": _versions(),
+            "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows),
+            "versions": _versions(),
         }
         written = document.write(out, summary)
         job.finish()
