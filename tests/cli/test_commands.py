@@ -113,6 +113,31 @@ def test_an_interrupted_encode_resumes_to_the_same_bytes(cli: Any, here: Path, m
     assert (here / "codes.cw").read_bytes() == (here / "quiet.cw").read_bytes()
 
 
+def test_encode_and_decode_replace_only_when_told(cli: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codeword.quantizers.pq import PQ
+    cli("fit", "base.npy", "--quantizer", "pq:num_codebooks=4,codebook_size=16,iterations=2", "-o", "q.cw")
+    encode, decode = ("encode", "q.cw", "base.npy", "-o", "codes.cw"), ("decode", "q.cw", "codes.cw", "-o", "decoded.npy")
+    for words in (encode, decode):
+        cli(*words)
+        before = (here / words[-1]).read_bytes()
+        (here / words[-1]).write_bytes(before[:100])
+        _, err = cli(*words, code=2)
+        assert f"{words[-1]} exists; name a new file, or replace it with --overwrite" in err
+        assert (here / words[-1]).read_bytes() == before[:100]
+        cli(*words, "--overwrite")
+        assert (here / words[-1]).read_bytes() == before
+    cli(*encode, "--dry-run")
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PQ, "encode", interrupted)
+        cli(*encode, "--overwrite", code=130)
+    cli(*encode, "--resume")  # it was told when it began
+    assert not (here / "codes.cw.job").exists()
+
+
 def test_dry_run_writes_nothing(cli: Any, here: Path) -> None:
     cli("fit", "base.npy", "--quantizer", "pq:num_codebooks=4,codebook_size=16,iterations=2", "-o", "q.cw")
     said = summary(cli("encode", "q.cw", "base.npy", "-o", "codes.cw", "--dry-run", "--json"))
@@ -222,6 +247,15 @@ def test_build_tells_what_it_made(cli: Any, here: Path) -> None:
     assert ", 1 list\n" in out and " times less than float32; " in out
 
 
+def test_info_of_a_reranked_index_and_missing_things_are_named(cli: Any, here: Path) -> None:
+    cli("index", "build", "base.npy", "-o", "a.index", "--quantizer", "rabitq:bits=8", "--rerank", "float16")
+    full = summary(cli("index", "info", "a.index", "--json"))
+    assert full["vectors"] == 280 and full["bytes"]["rerank"] > 0
+    assert "index nowhere.ix does not exist" in cli("index", "search", "nowhere.ix", "queries.npy", code=2)[1]
+    assert "'float16' or 'float32'" in cli("index", "build", "base.npy", "-o", "b.index", "--rerank", "float64", code=2)[1]
+    assert "codeword index search base.index" in " ".join(cli("index", "--help")[0].split())
+
+
 def test_ids_of_ones_own(cli: Any, here: Path) -> None:
     Path("ids.txt").write_text("".join(f"{1000 + i}\n" for i in range(280)))
     cli("index", "build", "base.npy", "-o", "b.index", "--quantizer", "rabitq:bits=8", "--ids", "ids.txt")
@@ -311,6 +345,11 @@ def test_doctor_knows_the_machine(cli: Any) -> None:
     found = summary(cli("doctor", "--json"))
     assert found["ops"]["nearest"] in ("native", "reference") and found["self_check"] == {} and found["threads"] >= 1
     assert "nearest" in cli("doctor")[0]
+
+
+def test_doctor_writes_lists_as_words(cli: Any) -> None:
+    line = next((line for line in cli("doctor")[0].splitlines() if line.startswith("native")), "")
+    assert not set("[]'") & set(line)
 
 
 def test_module_as_a_program_and_a_closed_pipe(here: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codeword.cli.show import Json, emit, note, pairs, table
+from codeword.cli.show import Json, count, emit, note, pairs, table
 
 EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "bench": ("faiss", "rabitqlib"),
           "fuzz": ("atheris",)}
@@ -42,10 +42,10 @@ def doctor(as_json: Json = False) -> None:
 
     def show() -> None:
         pairs({"codeword": summary["codeword"], "python": f"{summary['python']} on {summary['platform']}",
-               "torch": f"{summary['torch']}, {summary['threads']} threads on {summary['cores']} cores",
+               "torch": f"{summary['torch']}, {count(summary['threads'], 'thread')} on {count(summary['cores'] or 1, 'core')}",
                "numpy": summary["numpy"], "safetensors": summary["safetensors"],
                "cpu": f"{summary['cpu']['model']} ({' '.join(summary['cpu']['flags']) or 'no vector flags found'})",
-               **({"native": ", ".join(f"{key} {value}" for key, value in summary["native"].items())} if summary["native"] else {}),
+               **({"native": "; ".join(f"{key} {_words(value)}" for key, value in summary["native"].items())} if summary["native"] else {}),
                "extras": ", ".join(f"{name} {'yes' if present else 'no'}" for name, present in summary["extras"].items())})
         print()
         agrees = "agrees" if check is not None else "-"
@@ -87,6 +87,13 @@ def _failures(result: Any) -> dict[str, str]:
     """Operations whose check failed, whatever way ``ops.self_check`` tells it: {op: passed} or {op: message or None}."""
     return {op: "differs" if value is False else str(value)
             for op, value in dict(result).items() if value is not True and value not in (None, "")}
+
+
+def _words(value: Any) -> str:
+    """Lists as words, flags as yes and no."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(item) for item in value) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _version(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from codeword.cli.inputs import Seed, VectorsArgument, rates, specs, vectors
-from codeword.cli.show import Json, emit, progress, table
+from codeword.cli.show import Json, count, emit, progress, table
 
 
 def register(app: typer.Typer) -> None:
@@ -118,8 +118,8 @@ def _versions() -> dict[str, str]:
 def _show(summary: dict[str, Any], out: Path) -> None:
     from codeword.report import document
     about, rows = summary["data"], summary["rows"]
-    print(f"{about['vectors']}: {about['fit_rows']:,} rows of width {about['dim']} to fit on, {about['held_out_rows']:,} held out, "
-          f"{about['queries']:,} queries, {about['metric']}")
+    print(f"{about['vectors']}: {count(about['fit_rows'], 'row')} of width {about['dim']} to fit on, {about['held_out_rows']:,} held out, "
+          f"{count(about['queries'], 'query')}, {about['metric']}")
     for rate in dict.fromkeys(row["rate"] for row in rows):
         own = sorted((row for row in rows if row["rate"] == rate and row["left_out"] is None), key=lambda row: row["relative_error"])
         if own:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codeword.cli.show import Json, emit, size
+from codeword.cli.show import Json, count, emit, size
 
 Paths = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files or folders written by codeword.", show_default=False)]
 
@@ -26,7 +26,7 @@ def inspect(path: Annotated[str, typer.Argument(metavar="FILE", help="A file or 
     if not plain.is_dir() and Path(path.partition("#")[0]).suffix.lower() in _READERS:
         data = open_vectors(path)
         emit({"kind": "vectors", "shape": data.shape, "dtype": str(data.dtype), "bytes": data.nbytes}, as_json,
-             lambda: print(f"{path}: {len(data):,} vectors of width {data.dim}, {data.dtype}, {size(data.nbytes)}"))
+             lambda: print(f"{path}: {count(len(data), 'vector')} of width {data.dim}, {data.dtype}, {size(data.nbytes)}"))
         return
     from codeword.io import verify as check
     found = check.describe(plain)

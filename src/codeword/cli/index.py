@@ -32,7 +32,8 @@ Truth = Annotated[str | None, typer.Option(help="True neighbours (.ivecs or .npy
 
 def register(app: typer.Typer) -> None:
     room = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build, change and search a compressed index.",
-                       epilog="Example:  codeword index build base.npy -o base.index")
+                       epilog="Example:  codeword index build base.npy -o base.index    and then    "
+                              "codeword index search base.index queries.npy")
     room.command(epilog="Example:  codeword index build base.npy -o base.index --metric cosine --quantizer rabitq:bits=4 --nlist 64")(build)
     room.command(epilog="Example:  codeword index add base.index more.npy")(add)
     room.command(epilog="Example:  codeword index remove base.index 17 200-299")(remove)
@@ -58,6 +59,8 @@ def build(source: VectorsArgument,
         raise CodewordError(f"{out} exists; name a new folder, or use 'codeword index add'")
     data = vectors(source)
     numbers = None if ids is None else ids_file(ids, len(data))
+    if rerank is not None and rerank.startswith("float") and rerank not in ("float16", "float32"):
+        raise CodewordError(f"--rerank is {rerank!r}; vectors are kept as 'float16' or 'float32', or give the spec of a finer code")
     kept: dict[str, Any] = {} if rerank is None else {"store": rerank} if rerank in ("float16", "float32") else {"rerank_quantizer": rerank}
     index = Index(dim=data.dim, metric=metric, quantizer=quantizer, nlist=nlist, seed=seed, **kept)
     started = time.perf_counter()
@@ -172,7 +175,7 @@ def tune(index: IndexFolder, queries: VectorsArgument,
 
 def info(index: IndexFolder, as_json: Json = False) -> None:
     """Say what an index holds and what its bytes are for."""
-    loaded = _load(index)
+    loaded = _load(index, mmap=True)
     parts = loaded.breakdown()
     summary = {"index": str(index), "vectors": len(loaded), "dim": loaded.dim, "metric": loaded.metric,
                "nlist": None if loaded.nlist is None else loaded.lists,
@@ -193,9 +196,11 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
 # ---------------------------------------------------------------------- inside
 
 
-def _load(path: Path) -> Index:
+def _load(path: Path, mmap: bool = False) -> Index:
     from codeword.search.index import Index
-    return Index.load(path)
+    if not path.exists():
+        raise CodewordError(f"index {path} does not exist; codeword index build makes one")
+    return Index.load(path, mmap=mmap)
 
 
 def _add(index: Index, data: Vectors, ids: np.ndarray | None, quiet: bool, replace: bool = False) -> np.ndarray:

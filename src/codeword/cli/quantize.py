@@ -12,8 +12,10 @@ import typer
 
 from codeword.cli.inputs import Seed, VectorsArgument, fit_rows, vectors
 from codeword.cli.show import Json, count, emit, note, pairs, progress, size
+from codeword.errors import CodewordError
 
 Output = Annotated[Path, typer.Option("--out", "-o", help="File to write; appears whole or not at all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")]
 QuantizerFile = Annotated[Path, typer.Argument(metavar="QUANTIZER", help="File written by codeword fit.", show_default=False)]
 
 UNIT_BYTES = 64 << 20
@@ -50,10 +52,15 @@ def fit(source: VectorsArgument, out: Output,
 
 def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
            resume: Annotated[bool, typer.Option("--resume", help="Continue an encode that was interrupted.")] = False,
+           overwrite: Overwrite = False,
            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
            as_json: Json = False) -> None:
     """Encode vectors with a fitted quantizer. Finished parts wait in OUT.job until all are there; Ctrl-C loses none."""
     from codeword.io import jobs, objects
+    folder = out.with_name(out.name + ".job")
+    resume = resume and folder.exists()
+    if not dry_run and not resume:  # a job that has begun was allowed to
+        _check_new(out, overwrite)
     made = objects.load(quantizer)
     data = vectors(source, made.dim)
     step = max(1, UNIT_BYTES // (4 * made.dim))
@@ -61,9 +68,8 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
     if dry_run:
         return _dry_run(made, data, len(units), step, as_json)
     started = time.perf_counter()
-    folder = out.with_name(out.name + ".job")
     with jobs.Job.start(folder, "encode", config={"rows": len(data), "dim": data.dim, "dtype": str(data.dtype)},
-                        resume=resume and folder.exists(),
+                        resume=resume,
                         inputs={"quantizer": {"fingerprint": made.fingerprint},
                                 **{f"vectors{i}": shard.path for i, shard in enumerate(data.shards)}}) as job:
         with progress("encode", len(units), as_json) as advance:
@@ -92,14 +98,14 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
 
 def decode(quantizer: QuantizerFile,
            codes: Annotated[Path, typer.Argument(metavar="CODES", help="File written by codeword encode.", show_default=False)],
-           out: Output, as_json: Json = False) -> None:
+           out: Output, overwrite: Overwrite = False, as_json: Json = False) -> None:
     """Decode a codes file to vectors (.npy, float32)."""
     import numpy as np
 
-    from codeword.errors import CodewordError
     from codeword.io import files, objects
     if out.suffix != ".npy":
         raise CodewordError(f"--out is {out}; decoded vectors are written as .npy")
+    _check_new(out, overwrite)
     made = objects.load(quantizer)
     read: Any = objects.load_codes(codes, made)
     read = type(read)(*(None if part is None else part.reshape(-1, *part.shape[read.indices.ndim - 1:]) for part in read))
@@ -117,6 +123,11 @@ def decode(quantizer: QuantizerFile,
         files.write_file(out, chunks(advance))
     summary = {"file": str(out), "rows": rows, "dim": made.dim, "bytes": out.stat().st_size}
     emit(summary, as_json, lambda: pairs({"saved": f"{out}: {count(rows)} × {made.dim} float32 ({size(out.stat().st_size)})"}))
+
+
+def _check_new(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise CodewordError(f"{out} exists; name a new file, or replace it with --overwrite")
 
 
 def _joined(parts: list[Any]) -> Any:
