@@ -41,7 +41,7 @@ def choice(op: str, device: torch.device | str = "cpu") -> str:
         raise Unsupported(f"CODEWORD_OPS={forced!r}; reference and native are known")
     on_cpu = torch.device(device).type == "cpu"
     if forced == "native" and not on_cpu:
-        raise Unsupported(f"CODEWORD_OPS=native, but {op!r} got a tensor on {torch.device(device).type}; the compiled module runs on the CPU")
+        raise Unsupported(f"CODEWORD_OPS=native, but {op!r} got a tensor on {torch.device(device).type}; its kernels run on the CPU")
     if forced == "reference" or not on_cpu:
         return "reference"
     module = native()

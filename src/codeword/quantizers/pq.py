@@ -41,7 +41,7 @@ class PQ(Quantizer):
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
-        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next alphabet of 7, 6, 5, 4, 3, 9, ... bits that does."""
+        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
             books = bits * dim / width
             if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
