@@ -210,9 +210,11 @@ class Quantizer(nn.Module):
         return Report()
 
     def bits(self, codes: Codes) -> float:
-        """Stored bits per dimension of ``codes`` as written to a file: indices in one packed bit string, plus side floats."""
+        """Stored bits per dimension of ``codes`` as written to a file: all positions in one packed bit string, side floats, and with
+        ``lengths`` one unsigned number a row."""
         n = int(np.prod(codes.indices.shape[:-1]))
-        return 8 * self.stored_bytes(n) / (n * self.dim) if n else 0.0
+        lengths = 0 if codes.lengths is None else n * arrays.unsigned_dtype(len(self.levels) + 1).itemsize
+        return 8 * (self.stored_bytes(n) + lengths) / (n * self.dim) if n else 0.0
 
     @property
     def nominal_bits(self) -> float:
@@ -225,7 +227,7 @@ class Quantizer(nn.Module):
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
 
     def stored_bytes(self, rows: int) -> int:
-        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats)."""
+        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats); ``bits`` counts lengths too."""
         return math.ceil(rows * sum(self.widths) / 8) + rows * self.side_count * self.side_dtype.itemsize
 
     @classmethod
