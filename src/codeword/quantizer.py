@@ -109,7 +109,8 @@ class Quantizer(nn.Module):
 
     def fit(self, x: Array, *, weights: Array | None = None) -> Self:
         """Learn from ``x`` (..., dim), optionally weighted rows (...); rows of weight 0 count as absent. Raises ShapeError on
-        bad shapes or values, and then leaves an earlier fit as it was."""
+        bad shapes or values, and then leaves an earlier fit as it was. An error found later, while it learns (values too large to
+        square, say), leaves a quantizer that learns unfitted: what it knew is partly overwritten, and only another fit helps."""
         n = arrays.check_rows(x, self.dim, f"{self.name}.fit")
         if n == 0:
             raise ShapeError(f"{self.name}.fit got no rows; at least one is needed")
