@@ -224,8 +224,8 @@ class Quantizer(nn.Module):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes shared by all vectors: codebooks, tables, rotations."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+        """Bytes shared by all vectors: codebooks, tables, rotations. What only further training reads is saved, but not counted."""
+        return _state_bytes(self) - sum(_state_bytes(part) - part.shared_bytes for part in _inner_quantizers(self))
 
     def stored_bytes(self, rows: int) -> int:
         """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats); ``bits`` counts lengths too."""
@@ -406,6 +406,10 @@ class Quantizer(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return super()._apply(keep_dtype, recurse)
+
+
+def _state_bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
 def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:
