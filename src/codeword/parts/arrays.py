@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codeword.errors import ShapeError
 from codeword.parts import random
+from codeword.parts.threads import one_thread
 
 if TYPE_CHECKING:
     from codeword.quantizer import Codes
@@ -185,7 +186,8 @@ def like_codes(codes: Codes, model: Any) -> Codes:
 
 def metric_root(metric: Tensor) -> Tensor:
     """R float32 (d, d) with |R x|^2 = x' metric x: the transposed Cholesky factor; ShapeError where metric is not positive definite."""
-    factor, info = torch.linalg.cholesky_ex(metric.double())
+    with one_thread():  # it decides codes
+        factor, info = torch.linalg.cholesky_ex(metric.double())
     if int(info):
         raise ShapeError("metric must be symmetric positive definite; add a multiple of the identity (damping)")
     return factor.mT.float().contiguous()

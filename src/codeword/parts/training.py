@@ -7,13 +7,13 @@ thread, since a parallel sum would change with the number of threads (the search
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codeword.parts import random
+from codeword.parts.threads import one_thread
 
 
 def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], rows: Tensor, *, steps: int, batch_size: int,
@@ -52,14 +52,3 @@ def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None
             order = random.permutation(seed, n, stream=f"minibatch pass {step // a_pass}")
         start = step % a_pass * size
         yield torch.from_numpy(order[start:start + size])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one CPU thread inside; the caller's number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -32,6 +32,7 @@ from codeword.compress.hessian import check_hessian, factor, proxy_loss
 from codeword.compress.weights.linear import QuantizedLinear
 from codeword.errors import CodewordError, ShapeError, Unsupported
 from codeword.parts import arrays
+from codeword.parts.threads import one_thread
 from codeword.quantizer import Array, Quantizer, Report
 
 SCALE_DTYPE = torch.bfloat16
@@ -102,6 +103,7 @@ class _Plan(NamedTuple):
     report: Report
 
 
+@one_thread()
 def _plan(scaled: Tensor, h: Tensor | None, permutation: Tensor, dim: int, damping: float) -> _Plan:
     """Permute W and H first, then factor: the factor of a permuted matrix is not the permuted factor."""
     padding = -scaled.shape[1] % dim
@@ -130,7 +132,8 @@ def _loop(plan: _Plan, quantizer: Quantizer, use_metric: bool) -> tuple[Tensor, 
         i, j = b * v, (b + 1) * v
         target = weight[:, i:j]
         if i:
-            answer = torch.linalg.solve_triangular(plan.upper[i:j, i:j], plan.upper[:i, i:j], upper=True, left=False)
+            with one_thread():
+                answer = torch.linalg.solve_triangular(plan.upper[i:j, i:j], plan.upper[:i, i:j], upper=True, left=False)
             target = target + ops.project(error[:, :i], answer.mT.float())
         codes = quantizer.encode(target, metric=metric if use_metric else None)
         error[:, i:j] = weight[:, i:j] - torch.as_tensor(quantizer.decode(codes))
@@ -149,6 +152,7 @@ def _check_weight(weight: Array) -> Tensor:
     return w
 
 
+@one_thread()
 def _scales(w: Tensor, scale: str) -> Tensor:
     """Root mean squares as stored, (out, 1) or (1, 1); 1 where all weights are zero."""
     if scale not in ("row", "tensor", "none"):
