@@ -175,12 +175,13 @@ def test_moments_of_any_scale() -> None:
         torch.testing.assert_close(variance / scale**2, spread, rtol=1e-4, atol=0)
 
 
-def test_minibatches_pass_over_all_rows_in_seeded_order() -> None:
+def test_minibatches_pass_over_rows_in_seeded_order() -> None:
     batches = list(minibatches(10, 3, 6, seed=4))
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert len(first.unique()) == len(second.unique()) == 9 and not torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(batches, minibatches(10, 3, 6, seed=4), strict=True))
     assert not torch.equal(first, torch.cat(list(minibatches(10, 3, 3, seed=5))))
+    assert len(torch.cat(list(minibatches(10, 3, 30, seed=4))).unique()) == 10  # what one pass leaves out, another takes
     assert [len(batch) for batch in minibatches(2, 5, 3, seed=0)] == [2, 2, 2]
 
 

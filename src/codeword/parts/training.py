@@ -36,8 +36,8 @@ def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter
 
 
 def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None = None) -> Iterator[Tensor]:
-    """int64 row numbers for each step: passes over all rows, each in its own seeded order; with weights, seeded draws with
-    replacement in proportion to them."""
+    """int64 row numbers for each step: passes in their own seeded order, of whole batches, so that each pass leaves out the n mod size
+    rows at the end of its order, other rows every time. With weights, seeded draws with replacement in proportion to them."""
     size = min(size, n)
     if weights is not None:
         ends = np.cumsum(weights.double().cpu().numpy())
