@@ -402,10 +402,7 @@ class Quantizer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Tables, statistics and factors keep their dtype: a codebook rounded by .half() would move every decision.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(arrays.keep_dtype(fn), recurse)
 
 
 def _state_bytes(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ Nothing here copies a whole array: rows pass in blocks of about 16 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -182,6 +182,14 @@ def like(value: Tensor, model: Any) -> Array:
 def like_codes(codes: Codes, model: Any) -> Codes:
     """All parts of ``codes`` as ``like``."""
     return type(codes)(*(None if part is None else like(part, model) for part in codes))  # type: ignore[arg-type]
+
+
+def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn`` of a module's ``_apply`` (``to``, ``half``, ``cuda``), which may move a tensor but not change its dtype."""
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return result if result.dtype == tensor.dtype else tensor.to(result.device)
+    return moved
 
 
 def metric_root(metric: Tensor) -> Tensor:

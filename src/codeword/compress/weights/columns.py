@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from codeword import ops
 from codeword.compress.hessian import check_hessian, factor, proxy_loss
 from codeword.compress.weights.linear import QuantizedLinear
-from codeword.errors import CodewordError, ShapeError, Unsupported
+from codeword.errors import CodewordError, ShapeError
 from codeword.parts import arrays
+from codeword.parts.arguments import require_input_space
 from codeword.parts.threads import one_thread
 from codeword.quantizer import Array, Quantizer, Report
 
@@ -84,13 +85,6 @@ def quantize_weight(weight: Array, hessian: Array | None, quantizer: Quantizer, 
     if plan.padding:
         report["padding_columns"] = plan.padding
     return Compressed(layer, Report(report, **layer.bit_report()))
-
-
-def require_input_space(quantizer: Quantizer, place: str) -> None:
-    """Unsupported where ``quantizer`` decodes into another space than its input's, as FSQ's tanh does."""
-    if not quantizer.input_space:
-        raise Unsupported(f"{quantizer.name} decodes outside its input's space, so it cannot stand in for {place}; "
-                          f"wrap it: projected({quantizer.name}) or gain_shape({quantizer.name})")
 
 
 class _Plan(NamedTuple):
