@@ -11,6 +11,7 @@ A name in a file, a spec string or on the command line resolves here and nowhere
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codeword.errors import CodewordError
@@ -124,18 +125,27 @@ def make(spec: str, dim: int) -> Quantizer:
     """A quantizer of width ``dim`` from a spec string; ``bits`` goes through ``for_bits``, other options to the constructor."""
     name, inner, options = parse(spec)
     cls: Any = quantizer_class(name)
-    if inner and not entry(name).combinator:
-        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+    _check_options(name, bool(inner), options, spec)
     try:
         if inner:
             return cls.wrap(inner, dim, **options)
         return cls.for_bits(dim, options.pop("bits"), **options) if "bits" in options else cls(dim=dim, **options)
     except TypeError as error:
-        raise CodewordError(f"{spec!r}: {error}") from None
+        raise CodewordError(f"spec {spec!r} has a value that {name} cannot use: {error}") from None
+
+
+def check(spec: str) -> None:
+    """CodewordError where a spec string is wrong at any width: its syntax, unknown names and options, options that are missing."""
+    name, inner, options = parse(spec)
+    _check_options(name, bool(inner), options, spec)
+    for part in inner:
+        check(part)
 
 
 def parse(spec: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     """(name, inner specs, options) of ``name[(inner;inner)][:key=value,...]``; lists are written 8x5x5."""
+    if not isinstance(spec, str):
+        raise CodewordError(f"a quantizer is named by a spec string such as 'pq:bits=2'; {type(spec).__name__} was given")
     text = spec.strip()
     if text.count("(") != text.count(")"):
         raise CodewordError(f"spec {spec!r} has {text.count('(')} opening and {text.count(')')} closing parentheses")
@@ -155,6 +165,33 @@ def parse(spec: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     if len(dict(pairs)) != len(pairs):
         raise CodewordError(f"spec {spec!r} gives an option twice")
     return head, inner, dict(pairs)
+
+
+def _check_options(name: str, wraps: bool, options: dict[str, Any], spec: str) -> None:
+    """Names and presence of the options, by the signature of what ``make`` is going to call."""
+    from codeword.quantizer import Quantizer
+    cls: Any = quantizer_class(name)
+    if wraps and not entry(name).combinator:
+        raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
+    if not wraps and entry(name).combinator:
+        raise CodewordError(f"{name} wraps other quantizers; put one in parentheses, e.g. {name}(pq:bits=2), instead of {spec!r}")
+    own = _parameters(cls.wrap if wraps else cls.__init__)
+    dial = {} if wraps or cls.for_bits.__func__ is Quantizer.for_bits.__func__ else _parameters(cls.for_bits)
+    needed = [key for key, parameter in own.items() if parameter.default is parameter.empty]
+    known = own if not dial or "bits" not in options else {**dial, **own} if "options" in dial else dial
+    for key in options:
+        if key not in known and not (key == "bits" and dial):
+            why = f"chooses {key!r} by bits; it" if key in own else f"has no option {key!r}; it"
+            takes = ", ".join(other for other in (known if "bits" in options else {**dial, **own}) if other != "options")
+            raise CodewordError(f"{name} {why} takes {takes}, in {spec!r}")
+    missing = [] if "bits" in options else [key for key in needed if key not in options]
+    if missing:
+        raise CodewordError(f"{name} needs {' and '.join(missing)}{' or bits' if dial else ''}, "
+                            f"e.g. {f'{name}:bits=2' if dial else entry(name).example_spec}; got {spec!r}")
+
+
+def _parameters(function: Any) -> dict[str, inspect.Parameter]:
+    return {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in ("self", "dim", "inner")}
 
 
 def _split(text: str, mark: str, spec: str) -> list[str]:

@@ -127,8 +127,6 @@ def test_compare_resumes_and_refuses_strangers(cli: Any, here: Path) -> None:
     assert "2 bits a dimension" in out and "left out: vq-whole at 2 bits: one codebook for whole vectors would need 2^32 codewords" in out
     assert "best at 2 bits: pq:num_codebooks=8" in out and (here / "cmp/report.html").exists()
     first = json.loads((here / "cmp/results.json").read_text())["rows"]
-    _, err = cli(*words, code=2)
-    assert "--resume" in err
     again = summary(cli(*words, "--resume", "--json"))
     assert again["rows"] == first  # measured times included: nothing ran twice
     _, err = cli(*words, "--seed", "1", "--resume", code=2)
@@ -136,6 +134,35 @@ def test_compare_resumes_and_refuses_strangers(cli: Any, here: Path) -> None:
     more = summary(cli("compare", "base.npy", "--queries", "queries.npy", "--quantizers", "ecsq", "--bits", "1,2", "--out", "cmp",
                        "--resume", "--json"))
     assert [row["rate"] for row in more["rows"]] == [1, 2] and more["rows"][1] == first[1]
+
+
+def test_a_finished_comparison_makes_room_and_an_unfinished_one_does_not(cli: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codeword.report import compare as room
+    words = ("compare", "base.npy", "--quantizers", "ecsq,ecsq-pca", "--bits", "2", "--json")
+    first = summary(cli(*words))
+    again = summary(cli(*words))
+    assert [row["relative_error"] for row in again["rows"]] == [row["relative_error"] for row in first["rows"]]
+    assert again["rows"][0]["fit_seconds"] != first["rows"][0]["fit_seconds"]  # measured anew
+    other = summary(cli(*words, "--seed", "1"))
+    assert json.loads(Path("compare/results.json").read_text())["data"]["seed"] == 1 and other["data"]["seed"] == 1
+    measure, calls = room.measure, []
+
+    def interrupted(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "measure", interrupted)
+        cli(*words, "--seed", "2", code=130)
+    assert json.loads(Path("compare/results.json").read_text())["data"]["seed"] == 1
+    _, err = cli(*words, "--seed", "2", code=2)
+    assert "resume it (--resume)" in err
+    _, err = cli(*words, code=2)
+    assert "another job: seed is 2 there and 0 here" in err
+    assert summary(cli(*words, "--seed", "2", "--resume"))["data"]["seed"] == 2
+    assert summary(cli(*words))["data"]["seed"] == 0
 
 
 def test_a_comparison_without_time_says_so(cli: Any) -> None:
@@ -179,6 +206,25 @@ def test_ids_of_ones_own(cli: Any, here: Path) -> None:
     Path("ids.txt").write_text("1\nx\n")
     _, err = cli("index", "add", "b.index", "base.npy", "--ids", "ids.txt", code=2)
     assert "line 2 of ids.txt is 'x'" in err
+
+
+def test_recall_against_a_base_needs_its_ids(cli: Any, here: Path) -> None:
+    Path("ids.txt").write_text("".join(f"{7 * i + 1000}\n" for i in range(280)))
+    cli("index", "build", "base.npy", "-o", "b.index", "--quantizer", "rabitq:bits=8", "--nlist", "4", "--ids", "ids.txt")
+    before = {path.name: path.read_bytes() for path in (here / "b.index").iterdir()}
+    for words in (("search",), ("tune", "--recall", "0.5")):
+        _, err = cli("index", words[0], "b.index", "queries.npy", *words[1:], "--base", "base.npy", code=2)
+        assert "280 ids 1000..2953, which are not the row numbers 0..279 of base.npy" in err and "--base-ids" in err
+    assert before == {path.name: path.read_bytes() for path in (here / "b.index").iterdir()}
+    asked = ("b.index", "queries.npy", "--base", "base.npy", "--base-ids", "ids.txt", "--json")
+    assert summary(cli("index", "search", *asked, "--nprobe", "4"))["recall"] > 0.9
+    assert summary(cli("index", "tune", *asked, "--recall", "0.9"))["reached"]
+    cli("index", "remove", "b.index", "1000", "1007")  # rows of the base that are gone from the index cannot be true neighbours
+    found = summary(cli("index", "search", *asked, "--nprobe", "4", "-k", "278"))
+    assert found["recall"] == 1 and all({1000, 1007}.isdisjoint(hit["ids"]) for hit in found["hits"])
+    cli("index", "add", "b.index", "queries.npy")
+    _, err = cli("index", "search", *asked, code=2)
+    assert "ids.txt lacks id 2954" in err
 
 
 def test_inspect_and_verify(cli: Any, here: Path) -> None:
@@ -251,3 +297,13 @@ def test_module_as_a_program_and_a_closed_pipe(here: Path) -> None:
     done = subprocess.run(f"{sys.executable} -c '{code}' --help | head -1", shell=True, capture_output=True, text=True, env=env,
                           check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_counts_are_exact_and_speeds_are_rounded(cli: Any) -> None:
+    from codeword.cli.show import count, rounded
+    assert (count(1996), count(1_234_567), count(1, "row"), count(2, "query")) == ("1,996", "1,234,567", "1 row", "2 queries")
+    assert (rounded(1_234_567.0), rounded(1996.4), rounded(3.14)) == ("1,230,000", "2,000", "3.1")
+    np.save("many.npy", np.tile(X, (7, 1))[:2000])
+    cli("index", "build", "many.npy", "--quantizer", "rabitq:code_bits=1", "-o", "many.index")
+    assert "4 vectors; 1,996 left" in cli("index", "remove", "many.index", "0-3")[0]
+    assert "searched  1 query in" in cli("index", "search", "many.index", "queries.npy", "--rows", "0")[0]

@@ -52,6 +52,26 @@ def test_a_job_from_beginning_to_end(tmp_path):
     assert len(log) == 7 and log[0].endswith("began sample") and log[-1].endswith("resumed sample")
 
 
+def test_only_a_finished_job_makes_room(tmp_path):
+    with start(tmp_path) as job:
+        job.run(UNITS, work)
+    with pytest.raises(CodewordError, match="seed is 7 there and 8 here"):
+        start(tmp_path, seed=8, replace_finished=True)
+    with start(tmp_path, resume=True) as job:
+        job.finish()
+    with pytest.raises(CodewordError, match="seed is 7 there and 8 here"):
+        start(tmp_path, seed=8)
+    with start(tmp_path, seed=8, replace_finished=True) as job:
+        assert not any(job.is_done(unit) for unit in UNITS)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [jobs.JOB, jobs.LOG]
+        job.run(UNITS[:2], work)
+        job.finish()
+    with start(tmp_path, seed=8, resume=True) as job:  # takes the note back
+        assert job.is_done(UNITS[0])
+    with pytest.raises(CodewordError, match="already holds this job"):
+        start(tmp_path, seed=8, replace_finished=True)
+
+
 def test_an_error_in_a_unit_keeps_what_is_done(tmp_path):
     def failing(unit: str):
         if unit == UNITS[3]:

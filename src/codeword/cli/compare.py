@@ -47,17 +47,19 @@ def compare(source: VectorsArgument,
     inputs = {f"{kind}{i}": shard.path for kind, of in (("vectors", data), ("queries", asked)) if of is not None
               for i, shard in enumerate(of.shards)}
     config = {"vectors": data.name, "metric": metric, "limit": limit, "held_out": held_out}
-    with jobs.Job.start(folder, "compare", config=config, inputs=inputs, seed=seed, resume=resume and folder.exists()) as job:
+    with jobs.Job.start(folder, "compare", config=config, inputs=inputs, seed=seed, resume=resume and folder.exists(),
+                        replace_finished=True) as job:
         split = room.split(data, asked, metric, seed, limit, held_out)
         ref = room.reference(split)
         with progress("compare", len(tasks), as_json) as advance:
             rows = _measure(room, job, tasks, split, ref, room.Budget(budget), advance)
-    summary = {
-        "data": {"vectors": data.name, "rows": len(data), "dim": data.dim, "metric": metric, "seed": seed, "fit_rows": len(split.fit),
-                 "held_out_rows": len(split.held_out), "queries": len(split.queries)},
-        "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows), "versions": _versions(),
-    }
-    written = document.write(out, summary)
+        summary = {
+            "data": {"vectors": data.name, "rows": len(data), "dim": data.dim, "metric": metric, "seed": seed, "fit_rows": len(split.fit),
+                     "held_out_rows": len(split.held_out), "queries": len(split.queries)},
+            "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows), "versions": _versions(),
+        }
+        written = document.write(out, summary)
+        job.finish()
     emit(summary | {"files": [str(path) for path in written]}, as_json, lambda: _show(summary, out))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from codeword.cli.show import Json, count, emit, pairs
+from codeword.cli.show import Json, emit, pairs, rounded
 from codeword.errors import CodewordError
 
 NLIST, NPROBE, BITS = 64, 32, 4
@@ -51,7 +51,7 @@ def demo(out: Folder = Path("demo"), as_json: Json = False) -> None:
         print()
         pairs({"recall@10": f"{summary['recall']:.3f}",
                "bytes per vector": f"{summary['bytes_per_vector']:.1f} (float32: {4 * width})",
-               "queries per second": f"{count(summary['queries_per_second'])} on one thread",
+               "queries per second": f"{rounded(summary['queries_per_second'])} on one thread",
                "report": str(report),
                "took": f"{summary['seconds']:.0f} s"})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codeword.cli.inputs import Seed, VectorsArgument, fit_rows, ids_file, integers, vectors
-from codeword.cli.show import Json, count, emit, note, pairs, progress, size
+from codeword.cli.show import Json, count, emit, note, pairs, progress, rounded, size
 from codeword.errors import CodewordError, ShapeError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ K = Annotated[int, typer.Option("-k", help="Neighbours to find.", min=1)]
 Threads = Annotated[int, typer.Option(help="Threads; the answer does not depend on them.", min=1)]
 Base = Annotated[str | None, typer.Option(help="The vectors that were indexed, for exact neighbours to measure recall against.",
                                           show_default=False)]
+BaseIds = Annotated[Path | None, typer.Option("--base-ids", help="Ids of the rows of --base, where these are not 0, 1, 2, ...; rows that "
+                                              "are not in the index are passed over.", show_default=False)]
 Truth = Annotated[str | None, typer.Option(help="True neighbours (.ivecs or .npy of ids, a row a query) instead of --base.",
                                            show_default=False)]
 
@@ -69,7 +71,7 @@ def build(source: VectorsArgument,
                "add_seconds": done - fitted, "report": dict(index.report)}
     raw = 4 * data.dim
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(index))} vectors of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
+        "saved": f"{out}: {count(len(index), 'vector')} of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
         "stores": f"{index.bytes_per_vector:.1f} bytes a vector with ids and padding, "
                   f"{raw / index.bytes_per_vector:.1f} times less than float32; {size(index.breakdown()['shared'])} shared",
         "took": f"{fitted - started:.1f} s to fit, {done - fitted:.1f} s to add and save"}))
@@ -86,7 +88,7 @@ def add(index: IndexFolder, source: VectorsArgument, ids: Ids = None,
     loaded.save(index)
     emit({"index": str(index), "added": len(data), "vectors": len(loaded), "first_id": int(numbers[0]), "last_id": int(numbers[-1])},
          as_json,
-         lambda: pairs({"added": f"{count(len(data))} vectors, ids {numbers[0]} to {numbers[-1]}",
+         lambda: pairs({"added": f"{count(len(data), 'vector')}, ids {numbers[0]} to {numbers[-1]}",
                         "index": f"{count(before)} before, {count(len(loaded))} now"}))
 
 
@@ -104,7 +106,7 @@ def remove(index: IndexFolder,
     removed = loaded.remove(numbers, missing="ignore" if ignore_missing else "error")
     loaded.save(index)
     emit({"index": str(index), "removed": removed, "vectors": len(loaded)}, as_json,
-         lambda: pairs({"removed": f"{count(removed)} vectors; {count(len(loaded))} left"}))
+         lambda: pairs({"removed": f"{count(removed, 'vector')}; {count(len(loaded))} left"}))
 
 
 def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
@@ -113,7 +115,7 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
                                                     show_default=False)] = None,
            texts: Annotated[Path | None, typer.Option(help="Text of each indexed id, one a line, shown with the hits.")] = None,
            query_texts: Annotated[Path | None, typer.Option(help="Text of each query, one a line.")] = None,
-           base: Base = None, truth: Truth = None,
+           base: Base = None, base_ids: BaseIds = None, truth: Truth = None,
            out: Annotated[Path | None,
                           typer.Option("--out", "-o", help="Write all ids and distances (.npz) instead of showing them.")] = None,
            threads: Threads = 1, as_json: Json = False) -> None:
@@ -126,6 +128,7 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
     chosen = np.arange(len(data)) if rows is None else integers([rows], "row")
     if chosen.max() >= len(data):
         raise ShapeError(f"row {chosen.max()} was asked for; {queries} has {len(data)} rows")
+    known = _truth(loaded, data, base, base_ids, truth, k, as_json)
     wanted = np.asarray(data[chosen])
     loaded.search(wanted[:1], k, nprobe, num_threads=threads)  # what is prepared once is not the queries' time
     started = time.perf_counter()
@@ -134,7 +137,6 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
     summary: dict[str, Any] = {"index": str(index), "queries": len(wanted), "k": k, "seconds": seconds,
                                "queries_per_second": len(wanted) / seconds,
                                "bytes_per_vector": loaded.bytes_per_vector}
-    known = _truth(loaded, data, base, truth, k, as_json)
     if known is not None:
         from codeword.search.tune import recall_at
         summary["recall"] = float(recall_at(ids, known[chosen], k).mean())
@@ -148,11 +150,11 @@ def search(index: IndexFolder, queries: VectorsArgument, k: K = 10,
 
 def tune(index: IndexFolder, queries: VectorsArgument,
          recall: Annotated[float, typer.Option(help="Share of the true neighbours to find.", min=0.0, max=1.0)] = 0.95,
-         k: K = 10, base: Base = None, truth: Truth = None, as_json: Json = False) -> None:
+         k: K = 10, base: Base = None, base_ids: BaseIds = None, truth: Truth = None, as_json: Json = False) -> None:
     """Set nprobe and re-ranking to the cheapest that reach a recall: chosen on one half of the queries, reported on the other."""
     loaded = _load(index)
     data = vectors(queries, loaded.dim)
-    known = _truth(loaded, data, base, truth, k, as_json)
+    known = _truth(loaded, data, base, base_ids, truth, k, as_json)
     if known is None:
         raise CodewordError("tune needs the true neighbours: --base VECTORS, or --truth FILE")
     report = loaded.tune(data[:], known[:, :k], recall=recall, k=k)
@@ -173,7 +175,7 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
                "segments": loaded.segments, "bytes_per_vector": loaded.bytes_per_vector, "bytes": parts}
 
     def show() -> None:
-        pairs({"vectors": f"{count(len(loaded))} of width {loaded.dim}, {loaded.metric}, in {loaded.segments} segments",
+        pairs({"vectors": f"{count(len(loaded))} of width {loaded.dim}, {loaded.metric}, in {count(loaded.segments, 'segment')}",
                "codes": f"{loaded.quantizer!r}",
                "lists": f"{loaded.nlist}, {loaded.nprobe} visited" if loaded.nlist else "none (flat)",
                "bytes a vector": f"{loaded.bytes_per_vector:.1f}, of which " + ", ".join(
@@ -209,11 +211,14 @@ def _texts(path: Path | None, rows: int | None) -> list[str] | None:
     return None if path is None else read_sentences(path, rows)
 
 
-def _truth(index: Index, queries: Vectors, base: str | None, truth: str | None, k: int, quiet: bool) -> np.ndarray | None:
+def _truth(index: Index, queries: Vectors, base: str | None, base_ids: Path | None, truth: str | None, k: int,
+           quiet: bool) -> np.ndarray | None:
     """(queries, >= k) true ids, from a file or by exact search in the base."""
     import numpy as np
     if base is not None and truth is not None:
         raise CodewordError("--base and --truth say the same; one of them is needed")
+    if base_ids is not None and base is None:
+        raise CodewordError("--base-ids names the rows of --base, which is not given")
     if truth is not None:
         known = vectors(truth)
         if known.dtype.kind not in "iu" or len(known) < len(queries) or known.dim < k:
@@ -223,18 +228,43 @@ def _truth(index: Index, queries: Vectors, base: str | None, truth: str | None, 
         return None
     from codeword.search.truth import exact_search
     data = vectors(base, index.dim)
+    numbers = _base_numbers(index, base, len(data), base_ids)
+    indexed = np.isin(numbers, index.ids)
     wanted = queries[:]
     best: tuple[np.ndarray, np.ndarray] | None = None
     with progress("exact search", len(data), quiet) as advance:
         for start, block in data.blocks():
-            distances, ids = exact_search(block, wanted, min(k, len(data)), index.metric, ids=np.arange(start, start + len(block)))
+            some = indexed[start:start + len(block)]
+            advance(len(block))
+            if not some.any():
+                continue
+            distances, ids = exact_search(block if some.all() else block[some], wanted, min(k, len(index)), index.metric,
+                                          ids=numbers[start:start + len(block)][some])
             if best is not None:
                 distances, ids = np.concatenate([best[0], distances], 1), np.concatenate([best[1], ids], 1)
                 order = np.argsort(distances, axis=1, kind="stable")[:, :k]
                 distances, ids = np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
             best = (distances, ids)
-            advance(len(block))
     return None if best is None else best[1]
+
+
+def _base_numbers(index: Index, base: str, rows: int, given: Path | None) -> np.ndarray:
+    """Ids of the base's rows: their numbers, if the index holds exactly these, or those ``given``, if they cover the index."""
+    import numpy as np
+    stored = index.ids
+    if given is None:
+        if not np.array_equal(stored, np.arange(rows)):
+            raise CodewordError(f"the index holds {count(len(stored), 'id')}{f' {stored[0]}..{stored[-1]}' if len(stored) else ''}, which "
+                                f"are not the row numbers 0..{rows - 1} of {base}; name the ids of its rows with --base-ids, or give "
+                                "--truth")
+        return np.arange(rows)
+    numbers = ids_file(given, rows)
+    if len(np.unique(numbers)) < rows:
+        raise CodewordError(f"{given} has an id twice; each row of {base} needs its own")
+    missing = np.setdiff1d(stored, numbers)
+    if len(missing):
+        raise CodewordError(f"{given} lacks id {missing[0]}, which the index holds; recall needs the ids of all its rows")
+    return numbers
 
 
 def _write_hits(path: Path, distances: Any, ids: Any) -> None:
@@ -262,7 +292,7 @@ def _show_hits(summary: dict[str, Any], names: list[str] | None, lines: list[str
             print(f"  {distance:>9}  {number:>7}  {text}".rstrip())
     if len(hits) > shown:
         note(f"{len(hits) - shown} more queries were searched; --rows chooses, --out or --json gives all")
-    found = f"{summary['queries']} queries in {1000 * summary['seconds']:.1f} ms, {count(summary['queries_per_second'])} a second"
+    found = f"{count(summary['queries'], 'query')} in {1000 * summary['seconds']:.1f} ms, {rounded(summary['queries_per_second'])} a second"
     pairs({"searched": found, "index": f"{summary['bytes_per_vector']:.1f} bytes a vector",
            **({f"recall@{summary['k']}": f"{summary['recall']:.3f}"} if "recall" in summary else {}),
            **({"saved": summary["file"]} if "file" in summary else {})})

@@ -43,7 +43,7 @@ def fit(source: VectorsArgument, out: Output,
                "report": dict(made.report), "seconds": time.perf_counter() - started}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}), fingerprint {made.fingerprint}",
-        "fitted on": f"{count(len(rows))} rows of width {made.dim} in {summary['seconds']:.1f} s",
+        "fitted on": f"{count(len(rows), 'row')} of width {made.dim} in {summary['seconds']:.1f} s",
         "stores": f"{made.nominal_bits:.3f} bits a dimension, {summary['bytes_per_vector']:.1f} bytes a vector",
         **({"report": ", ".join(f"{key}={value}" for key, value in made.report.items())} if made.report else {})}))
 
@@ -86,7 +86,7 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
                "fingerprint": made.fingerprint, "parts_resumed": ran.before, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}, {per_vector:.1f} bytes a vector with its header)",
-        "encoded": f"{count(len(data))} vectors in {seconds:.1f} s"
+        "encoded": f"{count(len(data), 'vector')} in {seconds:.1f} s"
                    + (f"; {ran.before} of {ran.total} parts were there" if ran.before else "")}))
 
 
@@ -143,5 +143,5 @@ def _dry_run(made: Any, data: Any, units: int, step: int, as_json: bool) -> None
     unpacked = len(data) * len(made.levels) * made.index_dtype.itemsize
     memory = 3 * 4 * min(step, len(data)) * made.dim + 2 * unpacked + stored
     emit({"rows": len(data), "parts": units, "seconds": seconds, "bytes": stored, "memory_bytes": memory}, as_json, lambda: pairs({
-        "would write": f"{size(stored)} for {count(len(data))} vectors, in {units} part{'s' * (units != 1)}",
+        "would write": f"{size(stored)} for {count(len(data), 'vector')}, in {count(units, 'part')}",
         "would take": f"about {seconds:.1f} s and {size(memory)} of memory"}))

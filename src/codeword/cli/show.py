@@ -103,11 +103,17 @@ def _bar() -> Any:
                     console=Console(stderr=True), transient=True)
 
 
-def count(value: float) -> str:
-    """1234567 -> 1,234,567; large speeds are rounded to three digits."""
+def count(value: int, noun: str = "") -> str:
+    """1234567 -> 1,234,567, every digit; with a noun "1 row", "2 rows" or "2 queries"."""
+    if not noun:
+        return f"{value:,}"
+    return f"{value:,} {noun if value == 1 else noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"
+
+
+def rounded(value: float) -> str:
+    """A speed to three digits: 1,234,567 -> 1,230,000."""
     if value >= 1000:
-        digits = 3 - len(str(int(value)))
-        value = round(value, digits)
+        value = round(value, 3 - len(str(int(value))))
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 

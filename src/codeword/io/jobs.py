@@ -3,6 +3,7 @@
     job.json        sealed: code version, kind, configuration, identities of the inputs, seed
     PHASE.json      sealed: the units of a phase, in order
     unit-*.cw       one file of ``tensors`` a finished unit, with its record
+    finished.json   sealed: the job's results have been taken; its folder may be used for another
     log.txt         what happened when
 
 A unit is done when its file is whole, its digests match, and it belongs to this job; that a file exists means nothing. ``resume``
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 JOB = "job.json"
 LOG = "log.txt"
+FINISHED = "finished.json"
 WHOLE_DIGEST_BYTES = 1 << 26
 """Inputs up to this size are identified by all of their bytes; larger ones by size, time of change, and a sample of 64 blocks."""
 
@@ -61,9 +63,10 @@ class Job:
 
     @classmethod
     def start(cls, path: str | Path, kind: str, *, config: dict[str, Any], inputs: Mapping[str, str | Path | dict[str, Any]],
-              seed: int = 0, resume: bool = False, code: str = codeword.__version__) -> Self:
+              seed: int = 0, resume: bool = False, replace_finished: bool = False, code: str = codeword.__version__) -> Self:
         """Begin a job in a new or empty folder, or continue the one there (``resume=True``). ``inputs``: a path, or JSON that
-        identifies what is not a file. Raises CodewordError naming the first field in which the job there is another one."""
+        identifies what is not a file. ``replace_finished``: without ``resume``, a job whose ``finish`` was called makes room.
+        Raises CodewordError naming the first field in which the job there is another one."""
         folder = Path(path)
         record = {"code": code, "config": config, "inputs": {name: _identity(given) for name, given in sorted(inputs.items())},
                   "kind": kind, "seed": seed, "version": tensors.VERSION}
@@ -71,7 +74,7 @@ class Job:
         files.make_folder(folder)
         lock = files.lock_folder(folder)
         try:
-            began = _enter(folder, record, resume)
+            began = _enter(folder, record, resume, replace_finished)
             job = cls(folder, record, lock)
             job.log(f"{'began' if began else 'resumed'} {kind}")
         except BaseException:
@@ -123,6 +126,11 @@ class Job:
             return False
         return True
 
+    def finish(self) -> None:
+        """Note that nothing more is wanted from this job (see ``replace_finished``); resuming it takes the note back."""
+        files.write_file(self.path / FINISHED, [canonical.sealed({"job": self._identity, "version": tensors.VERSION})])
+        self.log("finished the job")
+
     def log(self, message: str) -> None:
         """Add a line with the time to log.txt."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -142,7 +150,7 @@ class Job:
 
     @property
     def _identity(self) -> str:
-        return hashlib.sha256(canonical.encode(self.record)).hexdigest()[:16]
+        return _fingerprint(self.record)
 
     def _unit_path(self, unit: str, phase: str) -> Path:
         return self.path / f"unit-{hashlib.sha256(f'{phase}/{unit}'.encode()).hexdigest()[:16]}.cw"
@@ -197,7 +205,7 @@ def read_sealed(path: Path, kinds: dict[str, type]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- identity and resume
 
 
-def _enter(folder: Path, record: dict[str, Any], resume: bool) -> bool:
+def _enter(folder: Path, record: dict[str, Any], resume: bool, replace_finished: bool) -> bool:
     """Write the record into an empty folder (True), or compare it with the one there."""
     present = files.list_folder(folder)
     if JOB not in present:
@@ -207,14 +215,41 @@ def _enter(folder: Path, record: dict[str, Any], resume: bool) -> bool:
         files.write_file(folder / JOB, [canonical.sealed(record)])
         return True
     before = read_job(folder)
+    if replace_finished and not resume and _is_finished(folder, before):
+        _clear(folder, {JOB, FINISHED, LOG})  # in this order, a kill leaves a finished job or a new one
+        files.write_file(folder / JOB, [canonical.sealed(record)])
+        files.remove_file(folder / FINISHED)
+        return True
     for key in ("version", "kind", "code", "config", "inputs", "seed"):
         where = _difference(before[key], record[key], key)
         if where:
             raise CodewordError(f"{folder} is another job: {where}; use another folder, or the same arguments")
     if not resume:
         raise CodewordError(f"{folder} already holds this job; resume it (--resume), or use another folder")
+    files.remove_file(folder / FINISHED)
     files.remove_leftovers(folder)
     return False
+
+
+def _fingerprint(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical.encode(record)).hexdigest()[:16]
+
+
+def _is_finished(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether ``finish`` was called on the job of this record; a note that is damaged, or another job's, is none."""
+    if not os.path.lexists(folder / FINISHED):
+        return False
+    try:
+        return read_sealed(folder / FINISHED, {"job": str})["job"] == _fingerprint(record)
+    except FormatError:
+        return False
+
+
+def _clear(folder: Path, keep: set[str]) -> None:
+    """Delete what jobs write, except ``keep``."""
+    for name in files.list_folder(folder):
+        if name not in keep and (name == LOG or name.endswith(".json") or (name.startswith("unit-") and name.endswith(".cw"))):
+            files.remove_file(folder / name)
 
 
 def _difference(before: Any, now: Any, where: str) -> str:
