@@ -107,7 +107,7 @@ def test_an_interrupted_encode_resumes_to_the_same_bytes(cli: Any, here: Path, m
     assert "--resume" in err
     np.save("base.npy", X[:280] + 1)
     _, err = cli("encode", "q.cw", "base.npy", "-o", "codes.cw", "--resume", code=2)
-    assert "another job" in err
+    assert "the input vectors0 has changed since, or is another file" in err
     np.save("base.npy", X[:280])
     assert summary(cli("encode", "q.cw", "base.npy", "-o", "codes.cw", "--resume", "--json"))["parts_resumed"] == 2
     assert (here / "codes.cw").read_bytes() == (here / "quiet.cw").read_bytes()
@@ -165,6 +165,23 @@ def test_a_finished_comparison_makes_room_and_an_unfinished_one_does_not(cli: An
     assert summary(cli(*words))["data"]["seed"] == 0
 
 
+def test_bad_input_leaves_nothing_that_blocks_the_corrected_command(cli: Any, here: Path) -> None:
+    cli("fit", "base.npy", "--quantizer", "pq:num_codebooks=4,codebook_size=16,iterations=2", "-o", "q.cw")
+    bad = X[:280].copy()
+    bad[3, 2] = np.nan
+    np.save("base.npy", bad)
+    for words, reason in ((("encode", "q.cw", "base.npy", "-o", "codes.cw"), "row 3 of"),
+                          (("compare", "base.npy", "--quantizers", "ecsq", "--bits", "2"), "row 3 of"),
+                          (("compare", "base.npy", "--metric", "l3"), "metric='l3'"),
+                          (("compare", "base.npy", "--quantizers", "rotated(nothing)"), "unknown quantizer 'nothing'"),
+                          (("compare", "base.npy", "--quantizers", "pq:bogus=1"), "pq has no option 'bogus'")):
+        assert reason in cli(*words, code=2)[1]
+        assert not (here / "codes.cw.job").exists() and not (here / "compare").exists()
+    np.save("base.npy", X[:280])
+    cli("encode", "q.cw", "base.npy", "-o", "codes.cw")
+    cli("compare", "base.npy", "--quantizers", "ecsq", "--bits", "2")
+
+
 def test_a_comparison_without_time_says_so(cli: Any) -> None:
     done = summary(cli("compare", "base.npy", "--quantizers", "ecsq", "--bits", "1", "--out", "none", "--budget", "0", "--json"))
     assert done["rows"][0]["left_out"] == "the budget of 0 s was spent before it"
@@ -194,6 +211,15 @@ def test_index_build_search_add_remove_tune_info(cli: Any, here: Path) -> None:
     assert "279 of width 16" in out
     _, err = cli("index", "build", "base.npy", "-o", "a.index", code=2)
     assert "a.index exists" in err
+
+
+def test_build_tells_what_it_made(cli: Any, here: Path) -> None:
+    np.save("few.npy", X[:3])
+    out, _ = cli("index", "build", "few.npy", "-o", "few.index", "--nlist", "1000", "--quantizer", "rabitq:code_bits=8")
+    assert "3 lists instead of 1,000, as there are no more rows" in out and " times more than float32; " in out
+    assert summary(cli("index", "info", "few.index", "--json"))["nlist"] == 3 and "3, 3 visited" in cli("index", "info", "few.index")[0]
+    out, _ = cli("index", "build", "base.npy", "-o", "all.index", "--nlist", "1", "--quantizer", "rabitq:code_bits=1")
+    assert ", 1 list\n" in out and " times less than float32; " in out
 
 
 def test_ids_of_ones_own(cli: Any, here: Path) -> None:

@@ -72,6 +72,22 @@ def test_only_a_finished_job_makes_room(tmp_path):
         start(tmp_path, seed=8, replace_finished=True)
 
 
+def test_an_error_before_the_first_unit_leaves_no_folder(tmp_path):
+    def failing(unit: str):
+        raise CodewordError("bad input")
+
+    for error, left in ((CodewordError, False), (KeyboardInterrupt, True)):
+        with pytest.raises(error), start(tmp_path / "j") as job:
+            if left:
+                raise KeyboardInterrupt
+            job.run(UNITS, failing)
+        assert (tmp_path / "j").exists() == left
+    (tmp_path / "j" / "notes").write_text("mine")
+    with pytest.raises(CodewordError), start(tmp_path / "j", resume=True) as job:
+        job.run(UNITS, failing)
+    assert [path.name for path in (tmp_path / "j").iterdir()] == ["notes"]
+
+
 def test_an_error_in_a_unit_keeps_what_is_done(tmp_path):
     def failing(unit: str):
         if unit == UNITS[3]:
@@ -128,12 +144,16 @@ def test_resume_refuses_strangers_by_the_field_that_differs(tmp_path):
     with pytest.raises(CodewordError, match="kind is 'sample' there and 'other' here"):
         Job.start(tmp_path / "j", "other", config={}, inputs={}, resume=True)
     source.write_bytes(b"a" * 999 + b"b")
-    with pytest.raises(CodewordError, match=r"inputs\.rows\.sha256"):
+    with pytest.raises(CodewordError, match="the input rows has changed since, or is another file"):
         start(tmp_path / "j", resume=True, **given)
     source.write_bytes(b"a" * 1001)
-    with pytest.raises(CodewordError, match=r"inputs\.rows\."):
+    with pytest.raises(CodewordError, match="the input rows has changed since"):
         start(tmp_path / "j", resume=True, **given)
     source.write_bytes(b"a" * 1000)
+    (folder / "0").write_bytes(b"1")
+    with pytest.raises(CodewordError, match="the input shards/0 has changed since"):
+        start(tmp_path / "j", resume=True, **given)
+    (folder / "0").write_bytes(b"0")
     (folder / "1").write_bytes(b"")
     with pytest.raises(CodewordError, match=r"inputs\.shards\.1 is new here"):
         start(tmp_path / "j", resume=True, **given)
@@ -149,7 +169,7 @@ def test_large_inputs_are_identified_by_a_sample(tmp_path, monkeypatch):
     start(tmp_path / "j", inputs={"rows": source}, resume=True).close()
     time.sleep(0.02)
     source.write_bytes(bytes((1 << 21) - 1) + b"x")
-    with pytest.raises(CodewordError, match=r"inputs\.rows\."):
+    with pytest.raises(CodewordError, match="the input rows has changed since"):
         start(tmp_path / "j", inputs={"rows": source}, resume=True)
 
 

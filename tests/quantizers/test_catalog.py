@@ -41,10 +41,24 @@ def test_values_of_the_wrong_kind(spec: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(("spec", "dim", "advice"), [
+    ("vq:bits=2", 384, "product(vq:bits=2):groups=96"), ("product(vq:bits=2)", 384, "product(vq:bits=2):groups=96"),
+    ("simvq:bits=4", 7, "product(simvq:bits=4):groups=7"), ("vq:bits=0.5", 40, "product(vq:bits=0.5):groups=2"),
+    ("vq:bits=1.5", 15, "vq:codebook_size=256"), ("vq:bits=0.01", 16, "vq:codebook_size=256"),
+])
+def test_advice_for_a_codebook_too_large_works(spec: str, dim: int, advice: str) -> None:
+    with pytest.raises(CodewordError) as caught:
+        catalog.make(spec, dim)
+    assert advice in str(caught.value)
+    made = catalog.make(advice, dim)
+    assert "codebook_size" in advice or made.nominal_bits == float(spec.partition("bits=")[2].rstrip(")"))
+
+
 def test_every_example_passes_the_check_and_is_built() -> None:
     for entry in catalog.QUANTIZERS:
         catalog.check(entry.example_spec)
         assert catalog.make(entry.example_spec, entry.example_dim).dim == entry.example_dim
-    for spec in ("vq:codebook_size=8,revival=none", "vq:codebook_size=8,revival=0.5", "pvq:bits=2", "product(vq:bits=1;pq:bits=2):groups=2"):
+    for spec in ("vq:codebook_size=8,revival=none", "vq:codebook_size=8,revival=0.5", "pvq:bits=2",
+                 "product(vq:bits=1;pq:bits=2):groups=2"):
         catalog.check(spec)
         catalog.make(spec, 16)

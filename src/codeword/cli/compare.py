@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,19 +38,24 @@ def compare(source: VectorsArgument,
 
     Relative error, dB to the Shannon bound, inner-product error, recall@10, speed, bytes; entropy-coded scalar quantization, the
     strongest baseline, is among them. Writes a self-contained report.html. Ctrl-C keeps finished rows; --resume goes on."""
-    from codeword.io import files, jobs
+    from codeword import catalog
+    from codeword.io import jobs
     from codeword.report import compare as room
     from codeword.report import document
+    from codeword.search.scores import check_metric
     data = vectors(source)
     asked = None if queries is None else vectors(queries, data.dim)
     tasks = room.plan(data.dim, rates(bits), specs(quantizers))
-    files.make_folder(out)
+    check_metric(metric)
+    for task in tasks:
+        if task.spec not in room.BASELINES:
+            catalog.check(task.spec)
     folder = out / "job"
     inputs = {f"{kind}{i}": shard.path for kind, of in (("vectors", data), ("queries", asked)) if of is not None
               for i, shard in enumerate(of.shards)}
     config = {"vectors": data.name, "metric": metric, "limit": limit, "held_out": held_out}
-    with jobs.Job.start(folder, "compare", config=config, inputs=inputs, seed=seed, resume=resume and folder.exists(),
-                        replace_finished=True) as job:
+    with _made(out), jobs.Job.start(folder, "compare", config=config, inputs=inputs, seed=seed, resume=resume and folder.exists(),
+                                    replace_finished=True) as job:
         split = room.split(data, asked, metric, seed, limit, held_out)
         ref = room.reference(split)
         with progress("compare", len(tasks), as_json) as advance:
@@ -56,11 +63,27 @@ def compare(source: VectorsArgument,
         summary = {
             "data": {"vectors": data.name, "rows": len(data), "dim": data.dim, "metric": metric, "seed": seed, "fit_rows": len(split.fit),
                      "held_out_rows": len(split.held_out), "queries": len(split.queries)},
-            "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows), "versions": _versions(),
+            "rows": rows, "bound": room.curve(ref.spectrum, [task.bits for task in tasks]), "best": room.best(rows),
+            "versions": _versions(),
         }
         written = document.write(out, summary)
         job.finish()
     emit(summary | {"files": [str(path) for path in written]}, as_json, lambda: _show(summary, out))
+
+
+@contextlib.contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """The folder ``out``; an error takes it away again if it is new and still empty."""
+    from codeword.io import files
+    new = not out.exists()
+    files.make_folder(out)
+    try:
+        yield
+    except Exception:
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _measure(room: Any, job: Any, tasks: Any, split: Any, ref: Any, budget: Any, advance: Any) -> list[dict[str, Any]]:

@@ -66,14 +66,18 @@ def build(source: VectorsArgument,
     _add(index, data, numbers, as_json)
     index.save(out)
     done = time.perf_counter()
-    summary = {"index": str(out), "vectors": len(index), "dim": data.dim, "metric": metric, "quantizer": quantizer, "nlist": nlist,
-               "bytes_per_vector": index.bytes_per_vector, "bytes": index.breakdown(), "fit_seconds": fitted - started,
-               "add_seconds": done - fitted, "report": dict(index.report)}
-    raw = 4 * data.dim
+    summary = {"index": str(out), "vectors": len(index), "dim": data.dim, "metric": metric, "quantizer": quantizer,
+               "nlist": None if nlist is None else index.lists, "bytes_per_vector": index.bytes_per_vector, "bytes": index.breakdown(),
+               "fit_seconds": fitted - started, "add_seconds": done - fitted, "report": dict(index.report)}
+    lists = "flat" if nlist is None else count(index.lists, "list")
+    if nlist is not None and index.lists < nlist:
+        lists += f" instead of {nlist:,}, as there are no more rows to fit on"
+    ratio = index.bytes_per_vector / (4 * data.dim)
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(index), 'vector')} of width {data.dim}, {metric}, {quantizer}, {f'{nlist} lists' if nlist else 'flat'}",
+        "saved": f"{out}: {count(len(index), 'vector')} of width {data.dim}, {metric}, {quantizer}, {lists}",
         "stores": f"{index.bytes_per_vector:.1f} bytes a vector with ids and padding, "
-                  f"{raw / index.bytes_per_vector:.1f} times less than float32; {size(index.breakdown()['shared'])} shared",
+                  + (f"{1 / ratio:.1f} times less" if ratio <= 1 else f"{ratio:.1f} times more") + " than float32; "
+                  + f"{size(index.breakdown()['shared'])} shared",
         "took": f"{fitted - started:.1f} s to fit, {done - fitted:.1f} s to add and save"}))
 
 
@@ -170,14 +174,15 @@ def info(index: IndexFolder, as_json: Json = False) -> None:
     """Say what an index holds and what its bytes are for."""
     loaded = _load(index)
     parts = loaded.breakdown()
-    summary = {"index": str(index), "vectors": len(loaded), "dim": loaded.dim, "metric": loaded.metric, "nlist": loaded.nlist,
+    summary = {"index": str(index), "vectors": len(loaded), "dim": loaded.dim, "metric": loaded.metric,
+               "nlist": None if loaded.nlist is None else loaded.lists,
                "quantizer": loaded.quantizer.name, "bits": loaded.quantizer.nominal_bits, "nprobe": loaded.nprobe, "rerank": loaded.rerank,
                "segments": loaded.segments, "bytes_per_vector": loaded.bytes_per_vector, "bytes": parts}
 
     def show() -> None:
         pairs({"vectors": f"{count(len(loaded))} of width {loaded.dim}, {loaded.metric}, in {count(loaded.segments, 'segment')}",
                "codes": f"{loaded.quantizer!r}",
-               "lists": f"{loaded.nlist}, {loaded.nprobe} visited" if loaded.nlist else "none (flat)",
+               "lists": f"{loaded.lists}, {min(loaded.nprobe, loaded.lists)} visited" if loaded.nlist else "none (flat)",
                "bytes a vector": f"{loaded.bytes_per_vector:.1f}, of which " + ", ".join(
                    f"{name} {value / max(1, len(loaded)):.1f}" for name, value in parts.items() if name != "shared" and value),
                "shared": size(parts["shared"])})

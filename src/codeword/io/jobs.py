@@ -55,7 +55,8 @@ class Run(NamedTuple):
 
 
 class Job:
-    """One job folder, locked for this process until ``close`` (a ``with`` block closes it)."""
+    """One job folder, locked for this process until ``close``. A ``with`` block closes it; where an error ends the block before the first
+    unit is done, the folder goes, so that the corrected call can begin (interrupts are no errors)."""
 
     def __init__(self, path: Path, record: dict[str, Any], lock: int) -> None:
         self.path, self.record = path, record
@@ -145,7 +146,12 @@ class Job:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception) and self._lock is not None:
+            with contextlib.suppress(OSError):  # the error itself is what matters
+                if not any(name.startswith("unit-") for name in files.list_folder(self.path)):
+                    _clear(self.path, set())
+                    os.rmdir(self.path)
         self.close()
 
     @property
@@ -221,6 +227,9 @@ def _enter(folder: Path, record: dict[str, Any], resume: bool, replace_finished:
         files.remove_file(folder / FINISHED)
         return True
     for key in ("version", "kind", "code", "config", "inputs", "seed"):
+        if key == "inputs" and (changed := _changed_file(before[key], record[key])):
+            raise CodewordError(f"{folder} is another job: the input {changed} has changed since, or is another file; use another folder, "
+                                "or the same input")
         where = _difference(before[key], record[key], key)
         if where:
             raise CodewordError(f"{folder} is another job: {where}; use another folder, or the same arguments")
@@ -250,6 +259,18 @@ def _clear(folder: Path, keep: set[str]) -> None:
     for name in files.list_folder(folder):
         if name not in keep and (name == LOG or name.endswith(".json") or (name.startswith("unit-") and name.endswith(".cw"))):
             files.remove_file(folder / name)
+
+
+def _changed_file(before: dict[str, Any], now: dict[str, Any], name: str = "") -> str:
+    """Name of the first file that both jobs read and that has other contents now; empty where there is none."""
+    if any(key in before and key in now for key in ("sha256", "sample_sha256")):
+        return name if before != now else ""
+    for key in sorted(before.keys() & now.keys()):
+        if isinstance(before[key], dict) and isinstance(now[key], dict):
+            found = _changed_file(before[key], now[key], f"{name}/{key}" if name else key)
+            if found:
+                return found
+    return ""
 
 
 def _difference(before: Any, now: Any, where: str) -> str:

@@ -21,9 +21,18 @@ def size_for_bits(name: str, dim: int, bits: float) -> int:
     """2^(bits dim) codewords; Unsupported where that is no whole number of bits or more than a codebook holds."""
     total = bits * dim
     if not math.isclose(total, round(total), abs_tol=1e-9) or not 1 <= total <= LARGEST_DIAL:
-        raise Unsupported(f"{name} has one index of whole bits a vector, at most {LARGEST_DIAL}; bits={bits} at dim={dim} asks for "
-                          f"{total:g}: product({name}:bits={bits}) cuts the vector into narrower slices")
+        raise Unsupported(f"{name} has one index of whole bits a vector, at most {LARGEST_DIAL}; bits={bits:g} at dim={dim} asks for "
+                          f"{total:g}: {_advice(name, dim, bits)}")
     return 1 << round(total)
+
+
+def _advice(name: str, dim: int, bits: float) -> str:
+    """A spec that stores ``bits`` a dimension: equal slices with an index each, of 8 bits or as near to it as dim allows."""
+    for index in sorted(range(1, LARGEST_DIAL + 1), key=lambda index: (abs(index - 8), index)):
+        groups = bits * dim / index
+        if groups >= 1 and math.isclose(groups, round(groups), abs_tol=1e-9) and dim % round(groups) == 0:
+            return f"product({name}:bits={bits:g}):groups={round(groups)} cuts the vector into narrower slices"
+    return f"no equal slices have whole bits either; name a size instead, e.g. {name}:codebook_size=256"
 
 
 def assign(rows: Tensor, codebook: Tensor, metric: Tensor | None = None) -> Tensor:
