@@ -147,21 +147,24 @@ def parse(spec: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     if not isinstance(spec, str):
         raise CodewordError(f"a quantizer is named by a spec string such as 'pq:bits=2'; {type(spec).__name__} was given")
     text = spec.strip()
+    if text.count("(") != text.count(")"):
+        raise CodewordError(f"spec {spec!r} has {text.count('(')} opening and {text.count(')')} closing parentheses")
     head, inner = text, ()
     options = ""
     if "(" in text and (":" not in text or text.index("(") < text.index(":")):
         head, _, rest = text.partition("(")
         close = rest.rfind(")")
-        if close < 0:
-            raise CodewordError(f"spec {spec!r} opens a parenthesis and never closes it")
-        inner, tail = tuple(_split(rest[:close], ";")), rest[close + 1:]
+        inner, tail = tuple(_split(rest[:close], ";", spec)), rest[close + 1:]
         if tail and not tail.startswith(":"):
             raise CodewordError(f"spec {spec!r} has {tail!r} after the parenthesis; ':key=value' is allowed there")
         options = tail[1:]
     elif ":" in text:
         head, _, options = text.partition(":")
     entry(head)
-    return head, inner, dict(_option(pair, spec) for pair in options.split(",") if pair)
+    pairs = [_option(pair, spec) for pair in options.split(",")] if options else []
+    if len(dict(pairs)) != len(pairs):
+        raise CodewordError(f"spec {spec!r} gives an option twice")
+    return head, inner, dict(pairs)
 
 
 def _check_options(name: str, wraps: bool, options: dict[str, Any], spec: str) -> None:
@@ -191,10 +194,12 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in ("self", "dim", "inner")}
 
 
-def _split(text: str, mark: str) -> list[str]:
+def _split(text: str, mark: str, spec: str) -> list[str]:
     parts, depth, start = [], 0, 0
     for i, ch in enumerate(text + mark):
         depth += (ch == "(") - (ch == ")")
+        if depth < 0:
+            raise CodewordError(f"spec {spec!r} closes a parenthesis that it did not open")
         if ch == mark and depth == 0:
             parts.append(text[start:i])
             start = i + 1

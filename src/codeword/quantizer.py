@@ -109,7 +109,8 @@ class Quantizer(nn.Module):
 
     def fit(self, x: Array, *, weights: Array | None = None) -> Self:
         """Learn from ``x`` (..., dim), optionally weighted rows (...); rows of weight 0 count as absent. Raises ShapeError on
-        bad shapes or values, and then leaves an earlier fit as it was."""
+        bad shapes or values, and then leaves an earlier fit as it was. An error found later, while it learns (values too large to
+        square, say), leaves a quantizer that learns unfitted: what it knew is partly overwritten, and only another fit helps."""
         n = arrays.check_rows(x, self.dim, f"{self.name}.fit")
         if n == 0:
             raise ShapeError(f"{self.name}.fit got no rows; at least one is needed")
@@ -210,9 +211,11 @@ class Quantizer(nn.Module):
         return Report()
 
     def bits(self, codes: Codes) -> float:
-        """Stored bits per dimension of ``codes`` as written to a file: indices in one packed bit string, plus side floats."""
+        """Stored bits per dimension of ``codes`` as written to a file: all positions in one packed bit string, side floats, and with
+        ``lengths`` one unsigned number a row."""
         n = int(np.prod(codes.indices.shape[:-1]))
-        return 8 * self.stored_bytes(n) / (n * self.dim) if n else 0.0
+        lengths = 0 if codes.lengths is None else n * arrays.unsigned_dtype(len(self.levels) + 1).itemsize
+        return 8 * (self.stored_bytes(n) + lengths) / (n * self.dim) if n else 0.0
 
     @property
     def nominal_bits(self) -> float:
@@ -221,11 +224,11 @@ class Quantizer(nn.Module):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes shared by all vectors: codebooks, tables, rotations."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+        """Bytes shared by all vectors: codebooks, tables, rotations. What only further training reads is saved, but not counted."""
+        return _state_bytes(self) - sum(_state_bytes(part) - part.shared_bytes for part in _inner_quantizers(self))
 
     def stored_bytes(self, rows: int) -> int:
-        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats)."""
+        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats); ``bits`` counts lengths too."""
         return math.ceil(rows * sum(self.widths) / 8) + rows * self.side_count * self.side_dtype.itemsize
 
     @classmethod
@@ -399,10 +402,11 @@ class Quantizer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Tables, statistics and factors keep their dtype: a codebook rounded by .half() would move every decision.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(arrays.keep_dtype(fn), recurse)
+
+
+def _state_bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
 def _inner_quantizers(module: nn.Module) -> Iterator[Quantizer]:

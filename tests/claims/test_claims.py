@@ -92,3 +92,27 @@ def test_identities_hold_at_the_smallest_budget(name: str):
         value = check.measure(setting)
         slack = 0.05 if check.name == "one_bit_cosine" else 0.0
         assert check.rule.low - slack <= value <= check.rule.high + slack, (check.name, value)
+
+
+def test_a_tier_needs_all_its_checks_and_all_below(monkeypatch: pytest.MonkeyPatch):
+    def check(name: str, tier: str, value: float) -> Check:
+        return Check(name, tier, "s", Rule(high=1.0), lambda s: value, needs_data=False)
+
+    def tier(*checks: Check) -> str:
+        monkeypatch.setattr(run, "available", lambda: ["simvq"])
+        monkeypatch.setattr(run, "load", lambda name: Claim("simvq", "s", checks))
+        return {r["system"]: r["tier"] for r in run.reached(run.reproduce("simvq", data=torch.randn(50, 4)))}["simvq"]
+
+    assert tier(check("a", "identity", 0.0), check("b", "relation", 0.0)) == "relation"
+    assert tier(check("a", "identity", 0.0), check("b", "relation", 2.0)) == "identity"
+    assert tier(check("a", "identity", 2.0), check("b", "relation", 0.0)) == ""
+    assert tier(check("a", "identity", 0.0), check("b", "identity", 2.0)) == ""
+    assert tier(check("b", "relation", 0.0)) == "relation"
+
+
+def test_other_data_reach_no_tier(monkeypatch: pytest.MonkeyPatch):
+    claim = Claim("simvq", "s", (Check("a", "identity", "s", Rule(high=1.0), lambda s: 0.0, seeds=1),))
+    monkeypatch.setattr(run, "available", lambda: ["simvq"])
+    monkeypatch.setattr(run, "load", lambda name: claim)
+    rows = run.reproduce("simvq", data=torch.randn(50, 4), data_name="mine.npy")
+    assert {r["system"]: r["tier"] for r in run.reached(rows)}["simvq"] == ""

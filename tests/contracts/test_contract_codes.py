@@ -11,7 +11,9 @@ from subjects import Subject, join, same, state, take
 
 from codeword import ops
 from codeword.errors import ShapeError, Unsupported
+from codeword.io.objects import codes_to_parts
 from codeword.parts.arrays import unsigned_dtype
+from codeword.quantizer import Progressive
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -168,6 +170,14 @@ def test_counted_bits_equal_stored_bytes(subject: Subject, rows: int) -> None:
     assert quantizer.stored_bytes(rows) == stored
     assert quantizer.bits(codes) == 8 * stored / (rows * subject.dim)
     assert torch.equal(ops.unpack(packed, quantizer.widths, rows), codes.indices.to(torch.int64))
+    whole = torch.full((rows,), len(quantizer.levels), dtype=torch.int32)
+    counted = [codes, codes._replace(lengths=whole), codes._replace(lengths=whole * (torch.arange(rows) % 2).int())]  # the last is masked
+    if isinstance(quantizer, Progressive):
+        counted.append(quantizer.truncate(codes, quantizer.nominal_bits * 0.75))
+        assert bool((counted[-1].lengths < whole).all())
+    for one in counted:
+        tensors, _ = codes_to_parts(one, quantizer)
+        assert quantizer.bits(one) == 8 * sum(t.numel() * t.element_size() for t in tensors.values()) / (rows * subject.dim)
 
 
 def test_nominal_bits_count_everything(subject: Subject) -> None:
@@ -181,4 +191,5 @@ def test_nominal_bits_count_everything(subject: Subject) -> None:
 
 def test_shared_bytes_count_the_state(subject: Subject) -> None:
     quantizer = subject.fitted()
-    assert quantizer.shared_bytes == sum(len(content) for _, _, content in state(quantizer)["tensors"].values())
+    read = {key: content for key, (_, _, content) in state(quantizer)["tensors"].items() if "upkeep" not in key.split(".")}  # not averages
+    assert quantizer.shared_bytes == sum(len(content) for content in read.values())

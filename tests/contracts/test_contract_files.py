@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import torch
 from subjects import Subject, same, state
+
+from codeword.errors import FormatError
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
@@ -49,6 +52,13 @@ def test_fingerprint_names_the_content(subject: Subject) -> None:
 
 def test_state_is_checked(subject: Subject) -> None:
     subject.fitted().check_state()
+    for key, value in subject.fitted().state_dict().items():
+        if value.is_floating_point() and value.numel():
+            spoiled = subject.fitted()
+            spoiled.state_dict()[key].view(-1)[-1] = torch.nan
+            with pytest.raises(FormatError) as caught:
+                spoiled.check_state()
+            assert caught.value.code == "value", key
 
 
 def test_structure_rebuilds_the_state(subject: Subject) -> None:

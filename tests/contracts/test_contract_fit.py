@@ -108,6 +108,31 @@ def test_no_rows_and_failed_fits_leave_an_earlier_fit(subject: Subject) -> None:
     assert state(quantizer) == before and quantizer.fitted
 
 
+@pytest.mark.parametrize("fault", ["raises", "leaves float32"])
+def test_an_error_while_learning_leaves_it_unfitted(subject: Subject, fault: str, monkeypatch) -> None:
+    quantizer, x = subject.fitted(), subject.rows()
+    learn = type(quantizer)._fit
+
+    def spoiled(self, rows, weights):
+        learn(self, rows * 2, weights)
+        if fault == "raises":
+            raise torch.linalg.LinAlgError("not positive definite")
+        for value in (v for v in self.state_dict().values() if v.is_floating_point()):
+            value.fill_(torch.inf)
+
+    if fault == "leaves float32" and not any(v.is_floating_point() for v in quantizer.state_dict().values()):
+        pytest.skip("this quantizer has no floats in its state")
+    monkeypatch.setattr(type(quantizer), "_fit", spoiled)
+    with pytest.raises(ShapeError):
+        quantizer.fit(x)
+    monkeypatch.undo()
+    assert quantizer.fitted == (not quantizer.learns)
+    if quantizer.learns:
+        with pytest.raises(NotFitted, match="fit"):
+            quantizer.encode(x)
+    assert state(quantizer.fit(x)) == state(subject.fitted())
+
+
 def test_rows_of_weight_zero_count_as_absent(subject: Subject) -> None:
     x, other = subject.rows(48), subject.rows(16, seed=3) * 5
     weights = np.concatenate([np.full(48, 1.0), np.zeros(16)]).astype(np.float32)

@@ -232,3 +232,19 @@ def test_refusals():
         quantize_weight(w, None, vq, order="activation")
     with pytest.raises(CodewordError, match="no rows"):
         _ = Hessian(8).value
+
+
+def test_factor_and_codes_do_not_depend_on_threads() -> None:
+    w, h = correlated(4, 384)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            quantizer = VQ(dim=4, codebook_size=16, iterations=2)
+            layer = quantize_weight(w, h, quantizer).layer
+            found.append((factor(h).upper, layer.codes, layer.scales, quantizer.codebook))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)

@@ -14,11 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from codeword import Index, Unsupported
+from codeword import FSQ, Index, Unsupported
 from codeword.compress.caches.kv import KVCache
 from codeword.compress.hessian import Hessian, proxy_loss
 from codeword.compress.weights.columns import quantize_weight
 from codeword.nets.conv import Autoencoder, train_step
+from codeword.parts.arrays import keep_dtype
 from codeword.quantizer import Quantizer
 from codeword.quantizers.projected import Projected
 from codeword.report import places
@@ -190,3 +191,17 @@ def test_two_ranks(any_pictures: Tensor, tmp_path: Path):
         assert all(torch.equal(value, second[name][key]) for key, value in first[name].items()), name
         moved = any(not torch.equal(value, first[name][key]) for key, value in start.items() if key.startswith("quantizer"))
         assert moved == (cell(name, "ranks") == "same"), name
+
+
+def test_every_place_refuses_in_the_same_words():
+    fsq = FSQ(dim=4, grid=[4, 4, 4, 4])
+    for use in (lambda: quantize_weight(torch.ones(2, 4), None, fsq), lambda: KVCache(fsq, fsq), lambda: Index(dim=4, quantizer=fsq)):
+        with pytest.raises(Unsupported, match=r"^fsq decodes outside .* projected\(fsq\) or gain_shape\(fsq\)$"):
+            use()
+
+
+def test_a_move_keeps_the_dtype():
+    half = keep_dtype(lambda tensor: tensor.half())
+    given = torch.tensor([1.0, 1 / 3])
+    assert half(given).dtype == torch.float32 and torch.equal(half(given), given)
+    assert torch.equal(keep_dtype(lambda tensor: tensor + 1)(given), given + 1)

@@ -280,6 +280,16 @@ def test_zero_equal_and_extreme_rows() -> None:
         assert bool(torch.isfinite(q.decode(codes)).all())
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_rows_whose_difference_from_the_center_leaves_float32_saturate(fast: bool) -> None:
+    q = RaBitQ(dim=8, code_bits=4, fast=fast).fit(torch.full((3, 8), 1e38))
+    x = torch.full((1, 8), 3.3e38) * torch.tensor([1.0, -1.0] * 4)
+    codes = q.encode(x)
+    assert bool(torch.isfinite(codes.side).all())
+    assert torch.equal(torch.sign(q.decode(codes)), torch.sign(x))
+    assert bool(torch.isnan(q(torch.full((1, 8), torch.nan)).values).all())
+
+
 def test_fit_sets_the_mean_and_forgets() -> None:
     x, y = gaussian(50, 12), gaussian(60, 12, seed=3) + 4
     q = RaBitQ(dim=12)

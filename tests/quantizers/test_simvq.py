@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import codeword
 from codeword import ops
 from codeword.errors import CodewordError, NotFitted
 from codeword.parts.moments import moments
+from codeword.parts.threads import one_thread
 from codeword.parts.training import minibatches
 
 
@@ -173,13 +175,49 @@ def test_moments_of_any_scale() -> None:
         torch.testing.assert_close(variance / scale**2, spread, rtol=1e-4, atol=0)
 
 
-def test_minibatches_pass_over_all_rows_in_seeded_order() -> None:
+def test_minibatches_pass_over_rows_in_seeded_order() -> None:
     batches = list(minibatches(10, 3, 6, seed=4))
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
     assert len(first.unique()) == len(second.unique()) == 9 and not torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(batches, minibatches(10, 3, 6, seed=4), strict=True))
     assert not torch.equal(first, torch.cat(list(minibatches(10, 3, 3, seed=5))))
+    assert len(torch.cat(list(minibatches(10, 3, 30, seed=4))).unique()) == 10  # what one pass leaves out, another takes
     assert [len(batch) for batch in minibatches(2, 5, 3, seed=0)] == [2, 2, 2]
+
+
+def test_one_thread_overlaps_and_nests() -> None:
+    """A thread that meets torch first while another is inside, and leaves last, does not leave one thread behind."""
+    before, seen = torch.get_num_threads(), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with one_thread():
+            inside.set()
+            leave.wait(10)
+            seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads())
+
+    def fresh() -> None:
+        seen.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(2)
+        late = threading.Thread(target=other)
+        with one_thread():
+            with one_thread():
+                late.start()
+                assert inside.wait(10)
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        leave.set()
+        late.join(10)
+        last = threading.Thread(target=fresh)
+        last.start()
+        last.join(10)
+        assert seen == [1, 2, 2] and torch.get_num_threads() == 2
+    finally:
+        leave.set()
+        torch.set_num_threads(before)
 
 
 def test_weighted_minibatches_draw_in_proportion() -> None:

@@ -349,3 +349,12 @@ def test_ranks_offer_a_fixed_number_of_rows() -> None:
     for n in (0, 1, 7, 500):
         stats = quantizer(torch.randn(n, 2)).stats
         assert stats["candidates"].shape == (CANDIDATES, 2) and int(stats["candidate_valid"].sum()) == min(n, CANDIDATES)
+
+
+def test_shared_bytes_count_the_codebook_alone() -> None:
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    for options, codebooks in (("vq:codebook_size=8,learning=ema", 1), ("vq:codebook_size=8,revival=0.1", 1),
+                               ("residual(vq:codebook_size=8,learning=ema):stages=3", 3)):
+        quantizer = codeword.make(options, 4).fit(x)
+        assert quantizer.shared_bytes == codebooks * 8 * 4 * 4
+        assert quantizer.shared_bytes < sum(t.numel() * t.element_size() for t in quantizer.state_dict().values())

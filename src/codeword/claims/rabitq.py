@@ -90,14 +90,28 @@ def error_per_bit(setting: Setting) -> float:
     return max(after / before for before, after in itertools.pairwise(errors))
 
 
-def against_pq(setting: Setting) -> float:
-    """Largest relative error of 1-bit RaBitQ over that of PQ with at least as many stored bits."""
+def largest_error(setting: Setting) -> float:
+    truth, estimate, _ = _pairs(setting, 1)
+    return float(((estimate - truth).abs() / truth).max())
+
+
+def mean_against_pq(setting: Setting) -> float:
+    ours, theirs = _with_pq(setting)
+    return float(ours.mean() / theirs.mean())
+
+
+def largest_against_pq(setting: Setting) -> float:
+    ours, theirs = _with_pq(setting)
+    return float(ours.max() / theirs.max())
+
+
+def _with_pq(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Relative errors of all pairs under 1-bit RaBitQ and under PQ with at least as many stored bits."""
     rows, queries = setting.train[:ROWS], setting.test[:QUERIES]
-    ours = _fitted(setting, 1)
-    pq = _pq(setting.train.shape[1], ours.nominal_bits, setting.seed).fit(setting.train)
+    pq = _pq(setting.train.shape[1], _fitted(setting, 1).nominal_bits, setting.seed).fit(setting.train)
     truth, estimate, _ = _pairs(setting, 1)
     theirs = torch.cdist(queries.double(), torch.as_tensor(pq.decode(pq.encode(rows))).double()).square()
-    return float(((estimate - truth).abs() / truth).max() / ((theirs - truth).abs() / truth).max())
+    return (estimate - truth).abs() / truth, (theirs - truth).abs() / truth
 
 
 def _pq(dim: int, bits: float, seed: int) -> PQ:
@@ -128,9 +142,14 @@ CLAIM = Claim(
               Rule(high=0.003), violations(3.0)),
         Check("error_per_bit", "relation", "worst ratio of the mean relative error from B to B + 1 bits, B = 1..5", Rule(high=0.6),
               error_per_bit),
+        Check("largest_error", "relation", "largest relative error of a 1-bit code (paper: below 40 %)", Rule(high=0.4), largest_error),
+        Check("mean_error_against_pq", "relation",
+              "mean relative error of a 1-bit code over that of PQ with at least as many stored bits", Rule(high=1.0), mean_against_pq),
         Check("largest_error_against_pq", "relation",
               "largest relative error of a 1-bit code over that of PQ with at least as many stored bits",
-              Rule(high=0.4), against_pq),
+              Rule(high=0.4), largest_against_pq),
     ),
-    notes="One centroid, the mean of the training rows. The rules for the cosines are the card's (.7987, .939, .9945 within .003).",
+    notes="One centroid, the mean of the training rows. The rules for the cosines are the card's (.7987, .939, .9945 within .003). "
+          "largest_error_against_pq fails: our side keeps the paper's 40 %, but on these embeddings PQ's largest error stays far "
+          "below 100 % as well, since codebooks trained on the same rows serve every vector; what shows is PQ's bias, in the mean.",
 )

@@ -89,7 +89,7 @@ class Check:
 
     @property
     def rule_hash(self) -> str:
-        terms = (self.name, self.tier, self.statement, str(self.rule), self.seeds, self.needs_data)
+        terms = (self.name, self.tier, self.statement, repr(self.rule), self.seeds, self.needs_data)
         return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:12]
 
 

@@ -24,6 +24,9 @@ BUDGETS = {"smoke": (1000, 100), "small": (7000, 1000), "paper": (1 << 62, 1000)
 """Training and held-out rows of each budget. smoke: seconds, for the tests. small: at most ten minutes on two cores.
 paper: all rows given, for those who have the paper's data and hardware."""
 
+BUNDLED, SYNTHETIC = "bundled sentences", "synthetic"
+"""Names of the data that count towards a system's tier."""
+
 _NOT_CLAIMS = ("record", "run")
 
 
@@ -41,7 +44,7 @@ def load(name: str) -> Claim:
     return importlib.import_module(f"codeword.claims.{name}").CLAIM
 
 
-def reproduce(name: str, *, budget: str = "small", data: Tensor | None = None, data_name: str = "bundled sentences",
+def reproduce(name: str, *, budget: str = "small", data: Tensor | None = None, data_name: str | None = None,
               only: tuple[str, ...] = (), progress: Callable[[Check, int], None] | None = None) -> list[Row]:
     """Measure every check of a claim and return its rows. ``data`` (n, dim) replaces the bundled vectors.
 
@@ -62,7 +65,7 @@ def reproduce(name: str, *, budget: str = "small", data: Tensor | None = None, d
             "system": name, "check": check.name, "tier": check.tier, "statement": check.statement, "rule": str(check.rule),
             "value": f"{mean:.6g}", "low": f"{low:.6g}", "high": f"{high:.6g}", "seeds": check.seeds,
             "verdict": check.rule.verdict(low, high), "rule_hash": check.rule_hash,
-            "data": data_name if check.needs_data else "synthetic", "budget": budget, **_versions(),
+            "data": (data_name or BUNDLED) if check.needs_data else SYNTHETIC, "budget": budget, **_versions(),
             "seconds": f"{time.perf_counter() - start:.1f}",
         })
     return rows
@@ -140,20 +143,31 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def reached(rows: list[Row] | None = None) -> list[dict[str, str]]:
-    """One row per published system: its highest tier with a valid holding row, and how many of its checks hold, fail or are open.
-    Rows whose rule has changed since do not count."""
+    """One row per published system: the tier it reached, and how many of its checks hold, fail or are open. A tier is reached when all
+    checks of it and of those below hold, on the bundled data; rows whose rule has changed since do not count."""
     rows = read() if rows is None else rows
     table = []
     built = set(available())
     for system in catalog.SYSTEMS:
         current = {check.name: check for check in load(system.name).checks} if system.name in built else {}
         valid = [r for r in rows if r["system"] == system.name and r["check"] in current and r["rule_hash"] == current[r["check"]].rule_hash
-                 and r["budget"] != "smoke"]
-        holding = {r["tier"] for r in valid if r["verdict"] == "holds"}
+                 and r["budget"] != "smoke" and r["data"] in (BUNDLED, SYNTHETIC)]
+        holding = {r["check"] for r in valid if r["verdict"] == "holds"}
         counts = {v: sum(r["verdict"] == v for r in valid) for v in ("holds", "fails", "inconclusive")}
         table.append({
             "system": system.name, "title": system.title, "venue": system.venue, "arxiv": system.arxiv, "room": system.room,
-            "tier": next((t for t in reversed(TIERS) if t in holding), "") if current else "",
+            "tier": _tier(current, holding),
             "status": "planned" if not current else ", ".join(f"{n} {v}" for v, n in counts.items() if n) or "not run",
         })
     return table
+
+
+def _tier(checks: dict[str, Check], holding: set[str]) -> str:
+    """The highest tier all of whose checks, and those of every tier below, hold."""
+    reached = ""
+    for tier in TIERS:
+        names = {check.name for check in checks.values() if check.tier == tier}
+        if names - holding:
+            break
+        reached = tier if names else reached
+    return reached

@@ -24,7 +24,7 @@ def show_reproduction(name: str, *, budget: str, data: str | None, save: Path | 
     """Measure the checks of ``name``, print them, and add the rows to ``save``."""
     import torch
     claim = run.load(name)
-    vectors, data_name = None, "bundled sentences"
+    vectors, data_name = None, None
     if data is not None:
         from codeword.data import open_vectors
         found = open_vectors(data)

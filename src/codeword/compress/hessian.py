@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from codeword.errors import CodewordError, ShapeError
 from codeword.parts import arrays
+from codeword.parts.threads import one_thread
 from codeword.quantizer import Array, Report
 
 BLOCK_ROWS = 4096
@@ -103,8 +104,10 @@ class Factor(NamedTuple):
     report: Report
 
 
+@one_thread()
 def factor(hessian: Array, *, damping: float = 0.01) -> Factor:
-    """The factor R of ``hessian`` (n, n), by the ladder described above. ``damping`` lambda in [0, 1), relative to mean(diag H)."""
+    """The factor R of ``hessian`` (n, n), by the ladder described above, the same on any number of threads. ``damping`` lambda in
+    [0, 1), relative to mean(diag H)."""
     h = check_hessian(hessian)
     if not 0 <= damping < 1:
         raise CodewordError(f"factor got damping={damping}; 0 <= damping < 1 is allowed")

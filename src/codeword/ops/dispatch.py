@@ -1,7 +1,7 @@
 """Which implementation of an op runs. Decided from the device and what was built; ``CODEWORD_OPS`` forces one.
 
     CODEWORD_OPS=reference   plain torch only
-    CODEWORD_OPS=native      the C++ module, an error if it was not built
+    CODEWORD_OPS=native      the C++ module, an error if it was not built or the tensor is not on the CPU
     CODEWORD_ISA=baseline    the instruction set of the C++ module: baseline, avx2 or avx512, at most what the processor has
 """
 
@@ -37,9 +37,11 @@ def native() -> ModuleType | None:
 def choice(op: str, device: torch.device | str = "cpu") -> str:
     """"native" or "reference" for ``op`` on ``device``."""
     forced = os.environ.get("CODEWORD_OPS", "")
-    if forced not in ("", "reference", "native", "triton"):
-        raise Unsupported(f"CODEWORD_OPS={forced!r}; reference, native or triton are known")
+    if forced not in ("", "reference", "native"):
+        raise Unsupported(f"CODEWORD_OPS={forced!r}; reference and native are known")
     on_cpu = torch.device(device).type == "cpu"
+    if forced == "native" and not on_cpu:
+        raise Unsupported(f"CODEWORD_OPS=native, but {op!r} got a tensor on {torch.device(device).type}; its kernels run on the CPU")
     if forced == "reference" or not on_cpu:
         return "reference"
     module = native()

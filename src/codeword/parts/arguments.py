@@ -1,7 +1,8 @@
 """Constructor arguments, checked by their annotation once for every quantizer.
 
 A configuration is JSON: ``True`` is no integer, ``nan`` no number, "8" no codebook size. numpy integers and floats become Python's,
-so that what is saved is what was meant. Ranges stay in the constructors, where they mean something.
+so that what is saved is what was meant. Ranges stay in the constructors, where they mean something. What a place asks of a quantizer
+that it is given is checked here too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from codeword.errors import CodewordError
+from codeword.errors import CodewordError, Unsupported
+
+if TYPE_CHECKING:
+    from codeword.quantizer import Quantizer
 
 
 def checked(init: Callable[..., None]) -> Callable[..., None]:
@@ -26,6 +30,13 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **{key: _convert(owner, key, value, kinds.get(key, "")) for key, value in arguments.items()})
 
     return wrapper
+
+
+def require_input_space(quantizer: Quantizer, place: str) -> None:
+    """Unsupported where ``quantizer`` decodes into another space than its input's, as FSQ's tanh does: ``place`` cannot use it."""
+    if not quantizer.input_space:
+        raise Unsupported(f"{quantizer.name} decodes outside its input's space, so it cannot stand in for {place}; "
+                          f"wrap it: projected({quantizer.name}) or gain_shape({quantizer.name})")
 
 
 def checked_dial(for_bits: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ Nothing here copies a whole array: rows pass in blocks of about 16 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codeword.errors import ShapeError
 from codeword.parts import random
+from codeword.parts.threads import one_thread
 
 if TYPE_CHECKING:
     from codeword.quantizer import Codes
@@ -183,9 +184,18 @@ def like_codes(codes: Codes, model: Any) -> Codes:
     return type(codes)(*(None if part is None else like(part, model) for part in codes))  # type: ignore[arg-type]
 
 
+def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn`` of a module's ``_apply`` (``to``, ``half``, ``cuda``), which may move a tensor but not change its dtype."""
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return result if result.dtype == tensor.dtype else tensor.to(result.device)
+    return moved
+
+
 def metric_root(metric: Tensor) -> Tensor:
     """R float32 (d, d) with |R x|^2 = x' metric x: the transposed Cholesky factor; ShapeError where metric is not positive definite."""
-    factor, info = torch.linalg.cholesky_ex(metric.double())
+    with one_thread():  # it decides codes
+        factor, info = torch.linalg.cholesky_ex(metric.double())
     if int(info):
         raise ShapeError("metric must be symmetric positive definite; add a multiple of the identity (damping)")
     return factor.mT.float().contiguous()

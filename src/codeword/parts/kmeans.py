@@ -1,7 +1,7 @@
-"""k-means (Lloyd 1957/1982; k-means++ start: Arthur and Vassilvitskii 2007), seeded and the same for any number of threads.
+"""k-means (Lloyd 1957/1982) from a seeded start of distinct rows, the same for any number of threads.
 
-Assignment is the exact ``ops.nearest``; means are float64 sums in row order; an emptied cluster takes half of the cluster with the
-largest error, reported, never silent. Cost: iterations * n * k * d multiply-adds.
+Assignment is the exact ``ops.nearest``; means are float64 sums in row order; an emptied cluster moves to the row that is served worst,
+reported, never silent. Cost: iterations * n * k * d multiply-adds.
 """
 
 from __future__ import annotations

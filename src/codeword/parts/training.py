@@ -7,13 +7,13 @@ thread, since a parallel sum would change with the number of threads (the search
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codeword.parts import random
+from codeword.parts.threads import one_thread
 
 
 def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], rows: Tensor, *, steps: int, batch_size: int,
@@ -36,8 +36,8 @@ def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter
 
 
 def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None = None) -> Iterator[Tensor]:
-    """int64 row numbers for each step: passes over all rows, each in its own seeded order; with weights, seeded draws with
-    replacement in proportion to them."""
+    """int64 row numbers for each step: passes in their own seeded order, of whole batches, so that each pass leaves out the n mod size
+    rows at the end of its order, other rows every time. With weights, seeded draws with replacement in proportion to them."""
     size = min(size, n)
     if weights is not None:
         ends = np.cumsum(weights.double().cpu().numpy())
@@ -52,14 +52,3 @@ def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None
             order = random.permutation(seed, n, stream=f"minibatch pass {step // a_pass}")
         start = step % a_pass * size
         yield torch.from_numpy(order[start:start + size])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one CPU thread inside; the caller's number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

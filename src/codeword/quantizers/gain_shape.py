@@ -40,8 +40,6 @@ _FLOATS = {16: torch.float16, 32: torch.float32}
 class GainShape(Combinator):
     """quantizer: what codes the directions; gain_bits: 0..12 learned levels, or a float of 16 or 32 bits."""
 
-    maps_back = True
-
     def __init__(self, *, quantizer: Quantizer, gain_bits: int = 8) -> None:
         super().__init__([quantizer])
         if gain_bits not in _FLOATS and not 0 <= gain_bits <= MAX_CODED_BITS:

@@ -41,7 +41,7 @@ class PQ(Quantizer):
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
-        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the largest alphabet that does."""
+        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
             books = bits * dim / width
             if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
@@ -68,7 +68,8 @@ class PQ(Quantizer):
     # ------------------------------------------------------------------ Scannable
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
-        """``codes`` (rows, M) transposed in blocks of 32 and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None)."""
+        """``codes`` (rows, M) padded to whole blocks and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None). In float32 this
+        cancels where rows lie much farther from the origin than from each other; lists, or centred data, avoid that."""
         indices = torch.as_tensor(codes.indices)
         rows = -(-len(indices) // BLOCK) * BLOCK
         values = self._decode(indices.to(torch.int64), None)
@@ -94,9 +95,11 @@ class PQ(Quantizer):
         arrays.check_finite(packed.tensors["row_terms"], f"{self.name}.row_terms")
 
     def prepare(self, queries: Tensor, metric: str) -> PQQuery:
-        """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip."""
-        slices = queries.float().unflatten(1, (self.num_codebooks, -1))
-        tables = torch.einsum("qmd,mkd->qmk", slices, self.codebooks)
+        """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
+        if metric not in ("l2", "ip"):
+            raise Unsupported(f"pq.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
+        slices = queries.float().split(self.dim // self.num_codebooks, dim=1)
+        tables = torch.stack([ops.project(part, book) for part, book in zip(slices, self.codebooks, strict=True)], dim=1)
         return PQQuery(tables * (-2.0 if metric == "l2" else -1.0), metric)
 
     def scan(self, packed: Packed, query: PQQuery, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from codeword.errors import CodewordError
 from codeword.parts import arrays
 from codeword.parts.combinator import Combinator, stats_of
 from codeword.parts.moments import moments
-from codeword.parts.training import one_thread
+from codeword.parts.threads import one_thread
 from codeword.quantizer import Quantizer
 
 SEARCH_VALUES = 1 << 18

@@ -51,7 +51,7 @@ class RaBitQ(Quantizer):
     exact search; slack: of the bound, in standard deviations; seed.
 
     Works without data; ``fit`` sets ``center`` to the mean of its rows (of residuals, where lists have centroids), which costs
-    nothing and helps where the mean is far from zero. Norms and decoded values beyond float32 saturate.
+    nothing and helps where the mean is far from zero. Differences from it, norms and decoded values beyond float32 saturate.
     """
 
     learns = False
@@ -92,7 +92,7 @@ class RaBitQ(Quantizer):
         self.center = (sums[0] / counts[0]).float()
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
-        residual = rows - self.center
+        residual = (rows - self.center).clamp(-LARGEST, LARGEST)
         # Scaled by a power of two, exactly, so that tiny and huge rows neither vanish nor overflow inside the rotation.
         exponent = torch.frexp(residual.abs().amax(1, keepdim=True)).exponent
         rotated = ops.rotate((residual.double() * _power(-exponent)).float(), self.signs)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,8 +86,8 @@ class Residual(Combinator):
     # ------------------------------------------------------------------ Progressive
 
     def truncate(self, codes: Codes, bits: float) -> Codes:
-        """The longest prefix of whole stages within ``bits`` stored bits a dimension; what is cut off becomes zero. Unsupported where
-        not even the first stage fits."""
+        """The longest prefix of whole stages whose own ``nominal_bits`` are within ``bits``; what is cut off becomes zero. The code
+        keeps its shape: a file stores the zeros too, and ``bits`` counts them. Unsupported where not even the first stage fits."""
         fits = [end for end, cost in zip(self._ends, self._costs, strict=True) if cost <= bits * self.dim + 1e-9]
         if not fits:
             raise Unsupported(f"residual cannot truncate to {bits} bits a dimension; its first stage takes {self._costs[0] / self.dim:g}")
@@ -99,16 +98,6 @@ class Residual(Combinator):
         kept_side = torch.arange(self.side_count, device=indices.device) < sum(part.side_count for part in self.inner[:stage])
         cut = Codes((indices * valid).to(self.index_dtype), None if side is None else side * kept_side, room.to(torch.int32))
         return arrays.like_codes(cut, codes.indices)
-
-    def bits(self, codes: Codes) -> float:
-        """Stored bits a dimension, counting of each row the stages its ``lengths`` keep."""
-        if codes.lengths is None:
-            return super().bits(codes)
-        lengths = arrays.as_tensor(codes.lengths).to(torch.int64).reshape(-1)
-        cost = torch.zeros(len(self.levels) + 1, dtype=torch.float64)
-        cost[list(self._ends)] = torch.tensor(self._costs, dtype=torch.float64)
-        rows = int(np.prod(codes.indices.shape[:-1]))
-        return float(torch.ceil(cost[lengths.cpu()].sum() / 8)) * 8 / (rows * self.dim) if rows else 0.0
 
     # ------------------------------------------------------------------ helpers
 

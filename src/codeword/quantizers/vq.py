@@ -82,6 +82,11 @@ class VQ(Quantizer):
     def update(self, out: Quantized) -> Report:
         return self.upkeep.step(self.codebook, out.stats)
 
+    @property
+    def shared_bytes(self) -> int:
+        """The codebook alone: averages are saved for going on with training, but no reader of codes needs them."""
+        return self.codebook.numel() * self.codebook.element_size()
+
     def check_state(self) -> None:
         super().check_state()
         if not self.upkeep.plausible():

@@ -174,15 +174,16 @@ def curve(spectrum: np.ndarray, bits: Sequence[float]) -> list[tuple[float, floa
 
 
 def best(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """At each rate the quantizer of least error and the one of highest recall, baselines aside."""
+    """At each rate the quantizer nearest to the Shannon bound at the bits it really stores, and the one of highest recall among those
+    that store no more than the rate (by 2 %), baselines aside."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["left_out"] is not None or row["quantizer"] in BASELINES:
             continue
-        at = found.setdefault(f"{row['rate']:g}", {"error": row, "recall": row})
-        if row["relative_error"] < at["error"]["relative_error"]:
+        at = found.setdefault(f"{row['rate']:g}", {"error": row})
+        if row["gap_db"] < at["error"]["gap_db"]:
             at["error"] = row
-        if row["recall"] > at["recall"]["recall"]:
+        if row["bits"] <= 1.02 * row["rate"] and ("recall" not in at or row["recall"] > at["recall"]["recall"]):
             at["recall"] = row
     return {rate: {name: row["quantizer"] for name, row in pair.items()} for rate, pair in found.items()}
 

@@ -28,6 +28,7 @@ from codeword import catalog
 from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
 from codeword.io.folder import export_file, import_file
 from codeword.parts import arrays
+from codeword.parts.arguments import require_input_space
 from codeword.quantizer import Quantizer, Report
 from codeword.search import saving, scores
 from codeword.search.filters import Filter, id_array
@@ -414,8 +415,7 @@ def _quantizer(given: str | Quantizer, dim: int, seed: int) -> tuple[Quantizer, 
         raise CodewordError(f"Index got a quantizer of type {type(given).__name__}; a spec string or a Quantizer is needed")
     if quantizer.dim != dim:
         raise ShapeError(f"Index has dim={dim}, its quantizer {quantizer.name} has dim={quantizer.dim}")
-    if not quantizer.input_space:
-        raise Unsupported(f"{quantizer.name} does not decode into the input's space; wrap it, e.g. 'projected({quantizer.name}:...)'")
+    require_input_space(quantizer, "an index's rows")
     return quantizer.cpu(), isinstance(given, str) or not quantizer.fitted
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
 from codeword.parts import arrays
+from codeword.parts.arguments import require_input_space
 from codeword.quantizer import Codes, Quantizer, Report
 
 
@@ -36,9 +37,7 @@ class KVCache:
 
     def __init__(self, keys: Quantizer, values: Quantizer, *, window: int = 64, page: int = 64, query_moment: Tensor | None = None) -> None:
         for quantizer in (keys, values):
-            if not quantizer.input_space:
-                raise Unsupported(f"{quantizer.name} decodes outside its input's space, so attention cannot read it; "
-                                  f"wrap it: projected({quantizer.name}) or gain_shape({quantizer.name})")
+            require_input_space(quantizer, "keys and values")
             if not quantizer.fitted:
                 raise NotFitted(f"a cache needs a fitted {quantizer.name}; call fit on keys or values of calibration text first")
         if keys.dim != values.dim:

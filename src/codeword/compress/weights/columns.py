@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from codeword import ops
 from codeword.compress.hessian import check_hessian, factor, proxy_loss
 from codeword.compress.weights.linear import QuantizedLinear
-from codeword.errors import CodewordError, ShapeError, Unsupported
+from codeword.errors import CodewordError, ShapeError
 from codeword.parts import arrays
+from codeword.parts.arguments import require_input_space
+from codeword.parts.threads import one_thread
 from codeword.quantizer import Array, Quantizer, Report
 
 SCALE_DTYPE = torch.bfloat16
@@ -85,13 +87,6 @@ def quantize_weight(weight: Array, hessian: Array | None, quantizer: Quantizer, 
     return Compressed(layer, Report(report, **layer.bit_report()))
 
 
-def require_input_space(quantizer: Quantizer, place: str) -> None:
-    """Unsupported where ``quantizer`` decodes into another space than its input's, as FSQ's tanh does."""
-    if not quantizer.input_space:
-        raise Unsupported(f"{quantizer.name} decodes outside its input's space, so it cannot stand in for {place}; "
-                          f"wrap it: projected({quantizer.name}) or gain_shape({quantizer.name})")
-
-
 class _Plan(NamedTuple):
     """Everything in the order of the loop: scaled weights padded to whole groups, R and P_b a group, padding columns, the report."""
 
@@ -102,6 +97,7 @@ class _Plan(NamedTuple):
     report: Report
 
 
+@one_thread()
 def _plan(scaled: Tensor, h: Tensor | None, permutation: Tensor, dim: int, damping: float) -> _Plan:
     """Permute W and H first, then factor: the factor of a permuted matrix is not the permuted factor."""
     padding = -scaled.shape[1] % dim
@@ -130,7 +126,8 @@ def _loop(plan: _Plan, quantizer: Quantizer, use_metric: bool) -> tuple[Tensor, 
         i, j = b * v, (b + 1) * v
         target = weight[:, i:j]
         if i:
-            answer = torch.linalg.solve_triangular(plan.upper[i:j, i:j], plan.upper[:i, i:j], upper=True, left=False)
+            with one_thread():
+                answer = torch.linalg.solve_triangular(plan.upper[i:j, i:j], plan.upper[:i, i:j], upper=True, left=False)
             target = target + ops.project(error[:, :i], answer.mT.float())
         codes = quantizer.encode(target, metric=metric if use_metric else None)
         error[:, i:j] = weight[:, i:j] - torch.as_tensor(quantizer.decode(codes))
@@ -149,6 +146,7 @@ def _check_weight(weight: Array) -> Tensor:
     return w
 
 
+@one_thread()
 def _scales(w: Tensor, scale: str) -> Tensor:
     """Root mean squares as stored, (out, 1) or (1, 1); 1 where all weights are zero."""
     if scale not in ("row", "tensor", "none"):

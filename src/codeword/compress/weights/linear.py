@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError
+from codeword.parts import arrays
 from codeword.quantizer import Codes, Quantizer
 
 
@@ -80,7 +81,4 @@ class QuantizedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         # Scales, side floats and the bias keep their dtype, as in every quantizer: .half() must not change W^.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(arrays.keep_dtype(fn), recurse)
