@@ -55,8 +55,8 @@ class Run(NamedTuple):
 
 
 class Job:
-    """One job folder, locked for this process until ``close``. A ``with`` block closes it; where an error ends the block before the first
-    unit is done, the folder goes, so that the corrected call can begin (interrupts are no errors)."""
+    """One job folder, locked for this process until ``close``. A ``with`` block closes it; where a CodewordError (bad input) ends the
+    block before the first unit is done, the folder goes, so that the corrected call can begin. A full disk or an interrupt leaves it."""
 
     def __init__(self, path: Path, record: dict[str, Any], lock: int) -> None:
         self.path, self.record = path, record
@@ -147,7 +147,7 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, Exception) and self._lock is not None:
+        if kind is not None and issubclass(kind, CodewordError) and self._lock is not None:
             with contextlib.suppress(OSError):  # the error itself is what matters
                 if not any(name.startswith("unit-") for name in files.list_folder(self.path)):
                     _clear(self.path, set())
