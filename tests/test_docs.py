@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_tables_are_those_of_the_results():
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, str(ROOT / "docs" / "build.py"), "--check"], capture_output=True, text=True, env=env, check=False)
+    command = [sys.executable, str(ROOT / "docs" / "build.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python docs/build.py"
 
 
