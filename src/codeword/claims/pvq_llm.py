@@ -92,5 +92,5 @@ CLAIM = Claim(
     ),
     notes="The quantizer's own laws and its rate on vectors. Networks made of these codes (perplexity at equal bits, error feedback) are "
           "re-checked with the compression room's claims. below_scalar_on_vectors was first measured on rows with their mean, and failed "
-          "in a trial at the smallest budget; both sides are centred now, since weights have no mean and a scalar grid gets one for nothing.",
+          "in a trial at the smallest budget; both sides are centred now: weights have no mean, and a scalar grid gets one for nothing.",
 )
