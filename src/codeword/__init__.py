@@ -15,6 +15,7 @@ _NAMES = {
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq",
+    "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "Index": "search.index", "load": "io.objects",
 }
 
