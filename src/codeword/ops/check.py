@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import bit_blocks, dispatch, functions, grid, reference
+from codeword.ops import additive, bit_blocks, dispatch, functions, grid, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -30,6 +30,9 @@ def self_check() -> dict[str, bool]:
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan = bit_blocks.example(generator)
 
+    terms, gram = torch.randn(65, 3, 16, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)
+    start = additive.empty_states(65, 3)
+
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
         "project": (lambda: functions.project(x, codebook), lambda: reference.project(x, codebook)),
@@ -39,6 +42,8 @@ def self_check() -> dict[str, bool]:
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
+        "additive_search": (lambda: additive.additive_search(terms, gram, start, filled=0, beam=5, sweeps=2),
+                            lambda: additive.reference(terms, gram, *start, 0, 5, 2)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }
     return {op: _same(got(), want()) for op, (got, want) in cases.items() if dispatch.choice(op) == "native"}
