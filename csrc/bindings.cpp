@@ -76,6 +76,22 @@ bool has_nan(const float* values, int64_t count) {
     return false;
 }
 
+// Narrow rows meet every codeword; see narrow.h.
+void nearest_narrow(const float* x, const float* codebook, int64_t* indices, float* distances, int64_t n, int64_t k, int64_t d, int count) {
+    if (has_nan(codebook, k * d)) {
+        std::fill_n(indices, n, 0);
+        std::fill_n(distances, n, NAN);
+        return;
+    }
+    auto kernel = CODEWORD_PICK(nearest_narrow_rows);
+    int64_t width = chunks_of(k, 16) * 16;
+    Buffer<float> turned(width * d);
+    CODEWORD_PICK(nearest_turn)(codebook, turned.data(), width, k, d);
+    ranges(n, std::max<int64_t>(256, rows_for(k * d / 16)), count, [&](int64_t start, int64_t stop, int) {
+        kernel(codebook, turned.data(), width, k, d, x, indices, distances, start, stop);
+    });
+}
+
 void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_threads) {
     int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
     const float* x = in<float>("x", x_, {n, d});
@@ -88,8 +104,10 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
     auto prepare = CODEWORD_PICK(nearest_prepare);
     auto scratch_bytes = CODEWORD_PICK(nearest_scratch);
     auto kernel = CODEWORD_PICK(nearest_rows);
+    bool narrow = CODEWORD_PICK(nearest_narrow)(k, d);
     nb::gil_scoped_release release;
 
+    if (narrow) return nearest_narrow(x, codebook, indices, distances, n, k, d, count);
     NearestBook book{};
     book.codebook = codebook;
     book.k = k;

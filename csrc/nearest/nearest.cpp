@@ -2,6 +2,7 @@
 #include "nearest/nearest.h"
 
 #include "nearest/exact.h"
+#include "nearest/narrow.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -217,6 +218,24 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
             indices[at + r] = best.index;
             distances[at + r] = (float)best.distance;
         }
+    }
+}
+
+bool nearest_narrow(int64_t k, int64_t d) { return 1 <= d && d <= NARROW && k <= NARROW_WORK / (d + 4); }
+
+void nearest_turn(const float* codebook, float* turned, int64_t width, int64_t k, int64_t d) {
+    for (int64_t j = 0; j < d; ++j)
+        for (int64_t code = 0; code < width; ++code) turned[j * width + code] = code < k ? codebook[code * d + j] : INFINITE;
+}
+
+void nearest_narrow_rows(const float* codebook, const float* turned, int64_t width, int64_t k, int64_t d, const float* x, int64_t* indices,
+                         float* distances, int64_t start, int64_t stop) {
+    switch (d) {
+#define CODEWORD_CASE(D) \
+    case D: return narrow_rows<D>(codebook, turned, width, k, x, indices, distances, start, stop);
+        CODEWORD_CASE(1) CODEWORD_CASE(2) CODEWORD_CASE(3) CODEWORD_CASE(4) CODEWORD_CASE(5) CODEWORD_CASE(6)
+        CODEWORD_CASE(7) CODEWORD_CASE(8) CODEWORD_CASE(9) CODEWORD_CASE(10) CODEWORD_CASE(11) CODEWORD_CASE(12)
+#undef CODEWORD_CASE
     }
 }
 

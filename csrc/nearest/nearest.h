@@ -33,4 +33,11 @@ CODEWORD_EACH_TARGET(
     // Rows start..stop-1 of x (n, d).
     void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
                       int64_t start, int64_t stop);
+    // Whether nearest_narrow_rows is the faster way.
+    bool nearest_narrow(int64_t k, int64_t d);
+    // The codebook turned to (d, width), width >= k a multiple of 16, padded with infinity.
+    void nearest_turn(const float* codebook, float* turned, int64_t width, int64_t k, int64_t d);
+    // The same result as nearest_rows for a codebook without NaN.
+    void nearest_narrow_rows(const float* codebook, const float* turned, int64_t width, int64_t k, int64_t d, const float* x,
+                             int64_t* indices, float* distances, int64_t start, int64_t stop);
 )
