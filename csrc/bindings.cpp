@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "arrays.h"
@@ -75,6 +76,32 @@ bool has_nan(const float* values, int64_t count) {
         if (values[i] != values[i]) return true;
     return false;
 }
+
+// What the screen in bytes needs of a codebook.
+class BytesCodebook {
+public:
+    void prepare(NearestBook& book, int num_threads) {
+        constexpr int64_t BLOCK = 8, GROUPS = 1024;  // codewords a panel; groups whose maxima stay in the cache
+        int64_t panels = chunks_of(book.k, BLOCK), codes = panels * BLOCK, words = chunks_of(book.d, 4);
+        int64_t each = BLOCK * chunks_of(panels, GROUPS), groups = chunks_of(codes, each);
+        panels_.emplace(codes * words);
+        starts_.emplace(codes);
+        values_.emplace(4 * codes + 3 * groups);
+        float* at = values_->data();
+        book.bytes = {panels_->data(), starts_->data(), at,         at + codes, at + 2 * codes, at + 3 * codes, at + 4 * codes,
+                      at + 4 * codes + groups, at + 4 * codes + 2 * groups, codes, each, groups};
+        auto round = CODEWORD_PICK(nearest_prepare_bytes);
+        ranges(panels, std::max<int64_t>(8, chunks_of(panels, 64)), num_threads, [&](int64_t start, int64_t stop, int) {
+            Buffer<int8_t> row(book.d + 64);
+            round(book, start, stop, row.data());
+        });
+        CODEWORD_PICK(nearest_group_bytes)(book);
+    }
+
+private:
+    std::optional<Buffer<int32_t>> panels_, starts_;
+    std::optional<Buffer<float>> values_;
+};
 
 // Narrow rows meet every codeword; see narrow.h.
 void nearest_narrow(const float* x, const float* codebook, int64_t* indices, float* distances, int64_t n, int64_t k, int64_t d, int count) {
@@ -147,10 +174,13 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
         std::fill_n(distances, n, NAN);
         return;
     }
+    BytesCodebook integers;
+    if (!suspicious && CODEWORD_PICK(nearest_bytes)(n, k, d)) integers.prepare(book, count);
     int64_t bytes = (scratch_bytes(book) + 63) & ~int64_t{63};
     int64_t rows = book.screen ? std::max<int64_t>(192, rows_for(k * d / 8)) : 1;
     count = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(1, chunks_of(n, rows))));
     Buffer<char> scratch(bytes * count);
+    std::fill_n(scratch.data(), bytes * count, char{0});
     ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) {
         kernel(book, x, indices, distances, scratch.data() + slot * bytes, start, stop);
     });
