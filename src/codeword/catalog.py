@@ -66,6 +66,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="simvq:codebook_size=12,steps=5,batch_size=32", example_dim=6),
     Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
           example="rabitq:code_bits=3"),
+    Entry("lvq", "lvq:LVQ", "Locally-adaptive vector quantization: each vector's own uniform grid, one or two levels (Aguerrebere et al. 2023)",
+          example="lvq:level_bits=3,residual_bits=2"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
           example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
     Entry("gain_shape", "gain_shape:GainShape", "Length and direction coded apart, around any quantizer (Sabin, Gray 1984)",
