@@ -67,7 +67,8 @@ class LVQ(Quantizer):
         total = min(math.floor(bits + 0.25 - side + 1e-9), 16)
         rest = max(residual_bits, total - 8)
         if total - rest < 1 or bits - total - side >= 1:
-            raise Unsupported(f"lvq stores {1 + rest + side:.3g} to {16 + side:.3g} bits a dimension at dim={dim}; bits={bits} is not near any")
+            raise Unsupported(f"lvq stores {1 + rest + side:.3g} to {16 + side:.3g} bits a dimension at dim={dim}; "
+                              f"bits={bits} is not near any")
         return cls(dim=dim, level_bits=total - rest, residual_bits=rest)
 
     # ------------------------------------------------------------------ the contract
