@@ -58,6 +58,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("opq", "opq:OPQ", "Product quantization after a learned rotation (Ge et al. 2013)",
+          example="opq:num_codebooks=2,codebook_size=8,iterations=4", example_dim=8),
     Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
           example="pvq:group=8,pulses=6,gain_bits=1"),
     Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
