@@ -1,7 +1,15 @@
+<<<<<<< HEAD
 // Bindings of bit_scan, grid_code and adjust_code.
 #include "bindings_search.h"
 
 #include <algorithm>
+=======
+// Bindings of bit_scan, grid_code and lut_scan.
+#include "bindings_search.h"
+
+#include <algorithm>
+#include <cstring>
+>>>>>>> opq
 #include <memory>
 #include <vector>
 
@@ -10,10 +18,21 @@
 #include "bit_scan/bit_scan.h"
 #include "grid_code/grid_code.h"
 #include "isa.h"
+#include "lut_scan/lut_scan.h"
 #include "pool.h"
 
 namespace codeword {
 namespace {
+
+// Spans must lie in 0..rows and start at multiples of 32.
+void check_spans(const char* op, const int64_t* ranges, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t start = ranges[2 * i], stop = ranges[2 * i + 1];
+        if (start < stop && (start < 0 || stop > rows || start % 32))
+            refuse(std::string(op) + " got the span " + std::to_string(start) + ".." + std::to_string(stop) + "; 0.." + std::to_string(rows) +
+                   " from a multiple of 32 is allowed");
+    }
+}
 
 void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
               std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
@@ -41,12 +60,7 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
     float* out_distances = out<float>("distances", distances, {queries, k});
     int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
     if (k < 1) refuse("bit_scan got k=0; at least 1 is needed");
-    for (int64_t i = 0; i < queries * probes; ++i) {
-        int64_t start = ranges[2 * i], stop = ranges[2 * i + 1];
-        if (start < stop && (start < 0 || stop > rows || start % block))
-            refuse("bit_scan got the span " + std::to_string(start) + ".." + std::to_string(stop) + "; 0.." + std::to_string(rows) +
-                   " from a multiple of 32 is allowed");
-    }
+    check_spans("bit_scan", ranges, queries * probes, rows);
     int workers = threads(num_threads);
     if (workers > queries) workers = queries > 0 ? static_cast<int>(queries) : 1;
     int64_t scratch_bytes = (32 * eights + 4 * groups + 127) / 64 * 64;
@@ -81,6 +95,7 @@ void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     });
 }
 
+<<<<<<< HEAD
 void adjust_code(In rows_, In lengths_, In bits_, int64_t rounds, std::optional<In> steps_, Out codes_, Out sums_, int64_t num_threads) {
     int64_t n = size("rows", rows_, 0), width = size("rows", rows_, 1), segments = size("lengths", lengths_, 0);
     AdjustTask task{};
@@ -119,6 +134,112 @@ void adjust_code(In rows_, In lengths_, In bits_, int64_t rounds, std::optional<
     parallel((n + chunk_rows - 1) / chunk_rows, workers, [&](int64_t chunk, int slot) {
         kernel(task, chunk * chunk_rows, std::min(n, (chunk + 1) * chunk_rows), scratch.get() + floats * slot);
     });
+=======
+// Part p of parts of all blocks that the spans visit: body(index of the span, start, stop).
+template <class Body>
+void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t parts, Body&& body) {
+    auto blocks_of = [&](int64_t i) { return spans[2 * i] < spans[2 * i + 1] ? (spans[2 * i + 1] - spans[2 * i] + LUT_BLOCK - 1) / LUT_BLOCK : 0; };
+    int64_t total = 0;
+    for (int64_t i = 0; i < probes; ++i) total += blocks_of(i);
+    const int64_t share = total / parts, rest = total % parts;
+    const int64_t first = part * share + std::min(part, rest), last = (part + 1) * share + std::min(part + 1, rest);
+    for (int64_t i = 0, at = 0; i < probes && at < last; ++i) {
+        const int64_t count = blocks_of(i), from = std::max<int64_t>(0, first - at), to = std::min(count, last - at);
+        if (from < to) body(i, spans[2 * i] + from * LUT_BLOCK, std::min(spans[2 * i + 1], spans[2 * i] + to * LUT_BLOCK));
+        at += count;
+    }
+}
+
+// Queries one after another that visit the same spans: how many of the first `most`.
+int64_t alike(const int64_t* spans, int64_t probes, int64_t queries, int64_t most) {
+    int64_t n = 1;
+    while (n < queries && n < most && !std::memcmp(spans, spans + 2 * probes * n, sizeof(int64_t) * 2 * static_cast<size_t>(probes))) ++n;
+    return n;
+}
+
+void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In spans, In coarse, std::optional<In> allowed, Out distances, Out rows_,
+              int64_t num_threads) {
+    if (width != 4 && width != 8 && width != 16) refuse("lut_scan got codes of " + std::to_string(width) + " bits; 4, 8 or 16 are allowed");
+    const int64_t count = size("codes", codes, 0), queries = size("tables", tables, 0), books = size("tables", tables, 1),
+                  entries = size("tables", tables, 2), probes = size("spans", spans, 1), k = size("distances", distances, 1);
+    const int64_t rows = product(count, LUT_BLOCK);
+    if (books < 1 || entries < 1 || entries > int64_t{1} << width)
+        refuse("lut_scan got " + std::to_string(books) + " tables of " + std::to_string(entries) + " entries; at least one of 1..2^" +
+               std::to_string(width) + " is needed");
+    if (k < 1) refuse("lut_scan got k=0; at least 1 is needed");
+    LutBlocks blocks{};
+    blocks.codes = width == 4    ? static_cast<const void*>(in<uint8_t>("codes", codes, {count, (books + 3) / 4, 64}))
+                   : width == 8  ? static_cast<const void*>(in<uint8_t>("codes", codes, {count, books, LUT_BLOCK}))
+                                 : static_cast<const void*>(in<uint16_t>("codes", codes, {count, books, LUT_BLOCK}));
+    blocks.terms = terms ? in<float>("terms", *terms, {rows}) : nullptr;
+    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
+    blocks.books = books;
+    blocks.size = entries;
+    blocks.width = static_cast<int>(width);
+    const float* values = in<float>("tables", tables, {queries, books, entries});
+    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
+    const float* offsets = in<float>("coarse", coarse, {queries, probes});
+    float* out_distances = out<float>("distances", distances, {queries, k});
+    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
+    check_spans("lut_scan", ranges, queries * probes, rows);
+
+    // Queries that visit the same rows go together; where there are fewer groups than threads, each group's rows are split.
+    const int64_t workers = threads(num_threads), most = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries / workers));
+    std::vector<int64_t> firsts;
+    for (int64_t q = 0; q < queries; q += alike(ranges + 2 * probes * q, probes, queries - q, most)) firsts.push_back(q);
+    const int64_t groups = static_cast<int64_t>(firsts.size()), parts = groups && groups < workers ? (workers + groups - 1) / groups : 1;
+    firsts.push_back(queries);
+    const size_t bytes = lut_bytes(books, entries, blocks.width);
+    const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
+    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(product(slots, LUT_QUERIES), static_cast<int64_t>(bytes)))]);
+    const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
+    std::vector<float> part_distances(static_cast<size_t>(spare));
+    std::vector<int64_t> part_rows(static_cast<size_t>(spare));
+    std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
+    auto start = CODEWORD_PICK(lut_start);
+    auto span = CODEWORD_PICK(lut_span);
+    auto merge = CODEWORD_PICK(lut_merge);
+    auto finish = CODEWORD_PICK(lut_finish);
+    nb::gil_scoped_release release;
+    parallel(groups * parts, static_cast<int>(slots), [&](int64_t chunk, int slot) {
+        const int64_t group = chunk / parts, part = chunk % parts, first = firsts[group];
+        const int num = static_cast<int>(firsts[group + 1] - first);
+        LutQuery some[LUT_QUERIES];
+        for (int i = 0; i < num; ++i) {
+            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k;
+            some[i] = {};
+            some[i].tables = values + q * books * entries;
+            some[i].bytes = rounded.get() + (slot * LUT_QUERIES + i) * static_cast<int64_t>(bytes);
+            some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
+            some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
+            some[i].k = k;
+            start(blocks, some[i]);
+        }
+        part_of_spans(ranges + 2 * probes * first, probes, part, parts, [&](int64_t p, int64_t from, int64_t to) {
+            float base[LUT_QUERIES];
+            for (int i = 0; i < num; ++i) base[i] = offsets[(first + i) * probes + p];
+            span(blocks, some, num, from, to, base);
+        });
+        for (int i = 0; i < num; ++i) {
+            if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
+            else finish(some[i]);
+        }
+    });
+    for (int64_t q = 0; q < queries && parts > 1; ++q) {
+        LutQuery all{};
+        all.distances = out_distances + q * k;
+        all.rows = out_rows + q * k;
+        all.k = k;
+        for (int64_t part = 0; part < parts; ++part) {
+            LutQuery one{};
+            one.distances = part_distances.data() + (q * parts + part) * k;
+            one.rows = part_rows.data() + (q * parts + part) * k;
+            one.count = part_counts[q * parts + part];
+            merge(all, one);
+        }
+        finish(all);
+    }
+>>>>>>> opq
 }
 
 }  // namespace
@@ -127,8 +248,13 @@ void bind_search(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+<<<<<<< HEAD
     m.def("adjust_code", &adjust_code, nb::arg("rows"), nb::arg("lengths"), nb::arg("bits"), nb::arg("rounds"), nb::arg("steps").none(),
           nb::arg("codes"), nb::arg("sums"), nb::arg("num_threads"));
+=======
+    m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
+          nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+>>>>>>> opq
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 

@@ -1,8 +1,6 @@
 #include "bit_scan/bit_scan.h"
 
-#include <math.h>
-
-#include "simd.h"
+#include "best.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -232,61 +230,7 @@ Dot dot_of(int bits) {
     return all[bits];
 }
 
-// ---------------------------------------------------------------- the k least (distance, row), a heap with the largest on top
-
-struct Best {
-    float* distances;
-    int64_t* rows;
-    int64_t k, count;
-
-    CODEWORD_INLINE bool before(float d, int64_t r, float e, int64_t s) { return d < e || (d == e && r < s); }
-
-    float worst() const { return count < k ? INFINITY : distances[0]; }
-
-    void offer(float d, int64_t r) {
-        if (count < k) {
-            int64_t i = count++;
-            while (i) {
-                int64_t up = (i - 1) / 2;
-                if (!before(distances[up], rows[up], d, r)) break;
-                distances[i] = distances[up];
-                rows[i] = rows[up];
-                i = up;
-            }
-            distances[i] = d;
-            rows[i] = r;
-        } else if (before(d, r, distances[0], rows[0])) {
-            sink(d, r, k);
-        }
-    }
-
-    // Put (d, r) in place of the top of a heap of n.
-    void sink(float d, int64_t r, int64_t n) {
-        int64_t i = 0;
-        for (int64_t down; (down = 2 * i + 1) < n; i = down) {
-            if (down + 1 < n && before(distances[down], rows[down], distances[down + 1], rows[down + 1])) ++down;
-            if (!before(d, r, distances[down], rows[down])) break;
-            distances[i] = distances[down];
-            rows[i] = rows[down];
-        }
-        distances[i] = d;
-        rows[i] = r;
-    }
-
-    void finish() {
-        for (int64_t n = count - 1; n > 0; --n) {
-            float d = distances[n];
-            int64_t r = rows[n];
-            distances[n] = distances[0];
-            rows[n] = rows[0];
-            sink(d, r, n);
-        }
-        for (int64_t i = count; i < k; ++i) {
-            distances[i] = INFINITY;
-            rows[i] = -1;
-        }
-    }
-};
+// ---------------------------------------------------------------- one row's bits, one query
 
 // Bit string of the top bits of row j of a block, zero-filled to 4 bytes a group.
 CODEWORD_INLINE void gather_top(const uint8_t* planes, int64_t eights, int64_t groups, int j, uint8_t* top) {
