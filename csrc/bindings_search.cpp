@@ -1,19 +1,11 @@
-<<<<<<< HEAD
-// Bindings of bit_scan, grid_code and adjust_code.
-#include "bindings_search.h"
-
-#include <algorithm>
-=======
 // Bindings of bit_scan, grid_code and lut_scan.
 #include "bindings_search.h"
 
 #include <algorithm>
 #include <cstring>
->>>>>>> opq
 #include <memory>
 #include <vector>
 
-#include "adjust/adjust.h"
 #include "arrays.h"
 #include "bit_scan/bit_scan.h"
 #include "grid_code/grid_code.h"
@@ -95,46 +87,6 @@ void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     });
 }
 
-<<<<<<< HEAD
-void adjust_code(In rows_, In lengths_, In bits_, int64_t rounds, std::optional<In> steps_, Out codes_, Out sums_, int64_t num_threads) {
-    int64_t n = size("rows", rows_, 0), width = size("rows", rows_, 1), segments = size("lengths", lengths_, 0);
-    AdjustTask task{};
-    task.rows = in<float>("rows", rows_, {n, width});
-    const int64_t* lengths = in<int64_t>("lengths", lengths_, {segments});
-    task.bits = in<int64_t>("bits", bits_, {segments});
-    task.steps = steps_ ? in<double>("steps", *steps_, {n, segments}) : nullptr;
-    task.wide = codes_.dtype() == nb::dtype<uint16_t>();
-    if (task.wide) task.codes = out<uint16_t>("codes", codes_, {n, width});
-    else task.codes = out<uint8_t>("codes", codes_, {n, width});
-    task.sums = out<double>("sums", sums_, {n, segments, 3});
-    if (rounds < 0) refuse("adjust_code got " + std::to_string(rounds) + " rounds; 0 or more are allowed");
-    std::vector<int64_t> starts(1);
-    int64_t longest = 0;
-    for (int64_t s = 0; s < segments; ++s) {
-        if (lengths[s] < 1 || lengths[s] > width - starts.back()) refuse("adjust_code got a segment of " + std::to_string(lengths[s]) +
-                                                                       " columns; at least 1 and no more than the rows have are allowed");
-        int64_t most = task.wide ? 13 : 8;
-        if (task.bits[s] < 1 || task.bits[s] > most)
-            refuse("adjust_code got " + std::to_string(task.bits[s]) + " bits; 1.." + std::to_string(most) + " are allowed");
-        starts.push_back(starts.back() + lengths[s]);
-        longest = std::max(longest, lengths[s]);
-    }
-    if (starts.back() != width) refuse("adjust_code got segments of " + std::to_string(starts.back()) + " columns in all; " +
-                                       std::to_string(width) + " are needed");
-    task.starts = starts.data();
-    task.width = width;
-    task.segments = segments;
-    task.rounds = rounds;
-    int workers = threads(num_threads);
-    int64_t floats = (CODEWORD_PICK(adjust_scratch)(longest) + 15) / 16 * 16;
-    std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(product(floats, workers))]);
-    auto kernel = CODEWORD_PICK(adjust);
-    const int64_t chunk_rows = 64;
-    nb::gil_scoped_release release;
-    parallel((n + chunk_rows - 1) / chunk_rows, workers, [&](int64_t chunk, int slot) {
-        kernel(task, chunk * chunk_rows, std::min(n, (chunk + 1) * chunk_rows), scratch.get() + floats * slot);
-    });
-=======
 // Part p of parts of all blocks that the spans visit: body(index of the span, start, stop).
 template <class Body>
 void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t parts, Body&& body) {
@@ -239,7 +191,6 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
         }
         finish(all);
     }
->>>>>>> opq
 }
 
 }  // namespace
@@ -248,13 +199,8 @@ void bind_search(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
-<<<<<<< HEAD
-    m.def("adjust_code", &adjust_code, nb::arg("rows"), nb::arg("lengths"), nb::arg("bits"), nb::arg("rounds"), nb::arg("steps").none(),
-          nb::arg("codes"), nb::arg("sums"), nb::arg("num_threads"));
-=======
     m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
->>>>>>> opq
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 

@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from codeword.ops import adjust, bit_blocks, dispatch, functions, grid, reference
-=======
-from codeword.ops import bit_blocks, dispatch, functions, grid, lut_blocks, reference
->>>>>>> opq
+from codeword.ops import adjust, bit_blocks, dispatch, functions, grid, lut_blocks, reference
 
 
 def self_check() -> dict[str, bool]:

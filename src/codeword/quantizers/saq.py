@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from codeword import ops
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts import arrays, random
 from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, plan_bits
 from codeword.parts.pca import pca
@@ -91,11 +91,12 @@ class SAQ(Quantizer):
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, granularity: int | None = None, rounds: int = 6, seed: int = 0) -> Self:
         """``bits`` in all; narrow vectors get the finest granularity of 32, 16, 8, 4, 2, 1 that their bits pay for."""
-        choices = (32, 16, 8, 4, 2, 1) if granularity is None else (granularity,)
-        for size in choices:
-            if granularity is not None or bits * dim >= 4 * (min(size, dim) + SIDE_BITS) or size == 1:
-                return cls(dim=dim, total_bits=bits, granularity=size, rounds=rounds, seed=seed)
-        raise AssertionError
+        room = math.floor(bits * dim + 1e-9) - 2 * SIDE_BITS
+        if room < 1:
+            raise Unsupported(f"saq stores at least 33 bits a vector; bits={bits} at dim={dim} are {bits * dim:g}")
+        if granularity is None:
+            granularity = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or 2 * min(size, dim) <= room)
+        return cls(dim=dim, total_bits=bits, granularity=granularity, rounds=rounds, seed=seed)
 
     def _set_plan(self, plan: Plan) -> None:
         """What follows from a plan, with room for what fitting measures."""
