@@ -4,4 +4,5 @@
 
 namespace codeword {
 void bind_search(nanobind::module_& m);
+void bind_adjust(nanobind::module_& m);
 }

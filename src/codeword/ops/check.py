@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import bit_blocks, dispatch, functions, grid, lut_blocks, reference
+from codeword.ops import adjust, bit_blocks, dispatch, functions, grid, lut_blocks, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -39,6 +39,7 @@ def self_check() -> dict[str, bool]:
         "pack": (lambda: functions.pack(indices, widths), lambda: packed),
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
+        "adjust_code": (lambda: adjust.adjust_code(x, [60, 40], [3, 9], 4), lambda: adjust.reference(x, [60, 40], [3, 9], 4)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
