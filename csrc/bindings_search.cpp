@@ -1,4 +1,4 @@
-// Bindings of bit_scan, grid_code and lut_scan.
+// Bindings of the ops that search codes: bit_scan, lut_scan, grid_code, additive_search.
 #include "bindings_search.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "additive_search/additive_search.h"
 #include "arrays.h"
 #include "bit_scan/bit_scan.h"
 #include "grid_code/grid_code.h"
@@ -193,9 +194,52 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     }
 }
 
+void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, int64_t assigned, int64_t sweeps, int64_t num_threads) {
+    AdditiveSearch s{};
+    int64_t n = size("terms", terms, 0);
+    s.positions = size("terms", terms, 1);
+    s.width = size("terms", terms, 2);
+    s.codebooks = size("gram", gram, 1);
+    s.size = size("gram", gram, 2);
+    s.beam = size("costs", costs_, 1);
+    s.states = states;
+    s.assigned = assigned;
+    s.sweeps = sweeps;
+    if (s.width % 16 || s.size < 1 || s.size > s.width)
+        refuse("additive_search got a width of " + std::to_string(s.width) + " for " + std::to_string(s.size) + " codewords; a multiple of 16 that holds them is needed");
+    if (s.positions < 1 || s.codebooks < s.positions || s.codebooks > ADDITIVE_MOST)
+        refuse("additive_search got " + std::to_string(s.positions) + " of " + std::to_string(s.codebooks) + " positions; 1 up to all of at most 64 are allowed");
+    if (assigned != s.codebooks - s.positions && assigned != s.codebooks)
+        refuse("additive_search got " + std::to_string(assigned) + " assigned positions; all, or all before those searched, are needed");
+    if (sweeps < 1 || s.beam < 1 || states < 1 || states > s.beam)
+        refuse("additive_search got " + std::to_string(sweeps) + " sweeps, beam " + std::to_string(s.beam) + " and " + std::to_string(states) + " states; at least 1 of each, and no more states than the beam, are needed");
+    s.terms = in<float>("terms", terms, {n, s.positions, s.width});
+    s.gram = in<float>("gram", gram, {s.positions, s.codebooks, s.size, s.width});
+    int32_t* codes = out<int32_t>("codes", codes_, {n, s.beam, s.codebooks});
+    double* costs = out<double>("costs", costs_, {n, s.beam});
+    for (int64_t r = 0; r < n; ++r)
+        for (int64_t i = 0; i < states * s.codebooks; ++i) {
+            int32_t code = codes[r * s.beam * s.codebooks + i];
+            if (code < 0 || code >= s.size)
+                refuse("additive_search got the code " + std::to_string(code) + "; 0.." + std::to_string(s.size - 1) + " are allowed");
+        }
+    int workers = threads(num_threads);
+    auto kernel = CODEWORD_PICK(additive_search);
+    int64_t bytes = (CODEWORD_PICK(additive_scratch)(s) + 63) & ~int64_t{63};
+    std::unique_ptr<double[]> scratch(new double[static_cast<size_t>(product(bytes / 8, workers)) + 8]);
+    char* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch.get()) + 63) & ~uintptr_t{63});
+    nb::gil_scoped_release release;
+    parallel((n + ADDITIVE_ROWS - 1) / ADDITIVE_ROWS, workers, [&](int64_t chunk, int slot) {
+        int64_t stop = (chunk + 1) * ADDITIVE_ROWS;
+        kernel(s, codes, costs, aligned + bytes * slot, chunk * ADDITIVE_ROWS, stop < n ? stop : n);
+    });
+}
+
 }  // namespace
 
 void bind_search(nb::module_& m) {
+    m.def("additive_search", &additive_search, nb::arg("terms"), nb::arg("gram"), nb::arg("codes"), nb::arg("costs"), nb::arg("states"),
+          nb::arg("assigned"), nb::arg("sweeps"), nb::arg("num_threads"), "Codes and costs hold the start and receive the answer.");
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));

@@ -16,6 +16,8 @@ _NAMES = {
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
     "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
+    "RaBitQ": "quantizers.rabitq",
+    "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "Index": "search.index", "load": "io.objects",
 }
 
