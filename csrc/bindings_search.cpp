@@ -1,6 +1,9 @@
 // Bindings of bit_scan and grid_code.
 #include "bindings_search.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -12,6 +15,67 @@
 
 namespace codeword {
 namespace {
+
+// Bytes at a 64-byte boundary.
+struct Scratch {
+    std::unique_ptr<uint8_t[]> memory;
+    uint8_t* at;
+    explicit Scratch(int64_t bytes) : memory(new uint8_t[static_cast<size_t>(bytes) + 64]), at(memory.get()) {
+        at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64;
+    }
+};
+
+constexpr int64_t PIECE = 2048, ROUND = 64;  // rows a task, tasks a round: candidates of a round take 2 MB at most
+constexpr int64_t FIRST = 64;                // rows of the first task; tasks double up to PIECE while the k-th distance still falls fast
+
+// Several workers on one query, with the answer of one: in every round pieces are looked at against the k-th distance before the round, which
+// keeps at least the rows that one worker would, then these are gone through in order. False where there is too little to do.
+template <class QueryOf>
+bool split_scan(const BitBlocks& blocks, QueryOf query_of, int64_t queries, const int64_t* ranges, const float* offsets, int64_t probes, int64_t k,
+                int workers, int64_t scratch_bytes, float* out_distances, int64_t* out_rows) {
+    struct Piece {
+        int64_t start, stop;
+        float coarse;
+    };
+    std::vector<std::vector<Piece>> pieces(static_cast<size_t>(queries));
+    size_t longest = 0;
+    for (int64_t q = 0; q < queries; ++q) {
+        auto& mine = pieces[static_cast<size_t>(q)];
+        for (int64_t p = q * probes; p < (q + 1) * probes; ++p)
+            for (int64_t start = ranges[2 * p]; start < ranges[2 * p + 1];) {
+                const int64_t size = mine.size() < 5 ? FIRST << mine.size() : PIECE, stop = std::min(start + size, ranges[2 * p + 1]);
+                mine.push_back({start, stop, offsets[p]});
+                start = stop;
+            }
+        longest = std::max(longest, mine.size());
+    }
+    if (longest < 8) return false;
+    Scratch scratch(product(scratch_bytes, workers));
+    std::vector<BitCandidate> found(static_cast<size_t>(PIECE * ROUND));
+    std::vector<int64_t> counts(ROUND);
+    auto collect = CODEWORD_PICK(bit_collect);
+    auto replay = CODEWORD_PICK(bit_replay);
+    auto finish = CODEWORD_PICK(bit_finish);
+    nb::gil_scoped_release release;
+    for (int64_t q = 0; q < queries; ++q) {
+        const BitQuery query = query_of(q);
+        const auto& mine = pieces[static_cast<size_t>(q)];
+        BitBest best{out_distances + k * q, out_rows + k * q, k, 0};
+        const int64_t count = static_cast<int64_t>(mine.size());
+        for (int64_t done = 0, round = 1; done < count; done += round, round = done < 5 ? 1 : std::min(2 * round, ROUND)) {
+            const int64_t tasks = std::min(round, count - done);
+            const float worst = best.count < k ? INFINITY : best.distances[0];
+            parallel(tasks, workers, [&](int64_t task, int slot) {
+                const Piece& piece = mine[static_cast<size_t>(done + task)];
+                counts[static_cast<size_t>(task)] = collect(blocks, query, piece.start, piece.stop, piece.coarse, worst,
+                                                            scratch.at + scratch_bytes * slot, found.data() + PIECE * task);
+            });
+            for (int64_t task = 0; task < tasks; ++task) replay(found.data() + PIECE * task, counts[static_cast<size_t>(task)], best);
+        }
+        finish(best);
+    }
+    return true;
+}
 
 void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
               std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
@@ -45,17 +109,33 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
             refuse("bit_scan got the span " + std::to_string(start) + ".." + std::to_string(stop) + "; 0.." + std::to_string(rows) +
                    " from a multiple of 32 is allowed");
     }
-    int workers = threads(num_threads);
-    if (workers > queries) workers = queries > 0 ? static_cast<int>(queries) : 1;
-    int64_t scratch_bytes = (32 * eights + 4 * groups + 127) / 64 * 64;
-    std::vector<uint8_t> scratch(static_cast<size_t>(product(scratch_bytes, workers)));
+    const int workers = threads(num_threads);
+    const int64_t scratch_bytes = (CODEWORD_PICK(bit_scan_scratch)(blocks) + 127) / 64 * 64;
+    auto query_of = [&](int64_t q) {
+        const float* s = numbers + 4 * q;
+        return BitQuery{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
+    };
+    if (queries < workers && split_scan(blocks, query_of, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
+    // Neighbours with the same spans read the codes together, as long as every worker has something to do.
+    const int64_t most = std::max<int64_t>(1, std::min(BIT_SHARED, queries / workers));
+    std::vector<int64_t> firsts;
+    for (int64_t q = 0, size = 0; q < queries; ++q, ++size) {
+        if (size == most || !size || std::memcmp(ranges + 2 * probes * q, ranges + 2 * probes * (q - 1), static_cast<size_t>(16 * probes))) {
+            firsts.push_back(q);
+            size = 0;
+        }
+    }
+    const int64_t tasks = static_cast<int64_t>(firsts.size());
+    firsts.push_back(queries);
+    Scratch scratch(product(product(scratch_bytes, BIT_SHARED), std::min<int64_t>(workers, tasks)));
     auto kernel = CODEWORD_PICK(bit_scan);
     nb::gil_scoped_release release;
-    parallel(queries, workers, [&](int64_t q, int slot) {
-        const float* s = numbers + 4 * q;
-        BitQuery query{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
-        kernel(blocks, query, ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.data() + scratch_bytes * slot, out_distances + k * q,
-               out_rows + k * q);
+    parallel(tasks, workers, [&](int64_t task, int slot) {
+        BitQuery together[BIT_SHARED];
+        const int64_t q = firsts[static_cast<size_t>(task)], count = firsts[static_cast<size_t>(task) + 1] - q;
+        for (int64_t i = 0; i < count; ++i) together[i] = query_of(q + i);
+        kernel(blocks, together, count, ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.at + BIT_SHARED * scratch_bytes * slot,
+               out_distances + k * q, out_rows + k * q);
     });
 }
 
