@@ -70,6 +70,7 @@ CODEWORD_INLINE void table_sums(const uint8_t* planes, const uint8_t* const* tab
             }
         };
         int64_t g = begin;
+#pragma GCC unroll 4
         for (; g + 2 <= end; g += 2) step(_mm512_loadu_si512(planes + 32 * g), g);
         if (g < end) step(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(planes + 32 * g))), g);
         CODEWORD_UNROLL
