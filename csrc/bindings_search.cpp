@@ -1,143 +1,19 @@
-// Bindings of bit_scan and grid_code.
+// Bindings of grid_code and lut_scan.
 #include "bindings_search.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "arrays.h"
-#include "bit_scan/bit_scan.h"
 #include "grid_code/grid_code.h"
 #include "isa.h"
+#include "lut_scan/lut_scan.h"
 #include "pool.h"
+#include "spans.h"
 
 namespace codeword {
 namespace {
-
-// Bytes at a 64-byte boundary.
-struct Scratch {
-    std::unique_ptr<uint8_t[]> memory;
-    uint8_t* at;
-    explicit Scratch(int64_t bytes) : memory(new uint8_t[static_cast<size_t>(bytes) + 64]), at(memory.get()) {
-        at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64;
-    }
-};
-
-constexpr int64_t PIECE = 2048, ROUND = 64;  // rows a task, tasks a round: candidates of a round take 2 MB at most
-constexpr int64_t FIRST = 64;                // rows of the first task; tasks double up to PIECE while the k-th distance still falls fast
-
-// Several workers on one query, with the answer of one: in every round pieces are looked at against the k-th distance before the round, which
-// keeps at least the rows that one worker would, then these are gone through in order. False where there is too little to do.
-template <class QueryOf>
-bool split_scan(const BitBlocks& blocks, QueryOf query_of, int64_t queries, const int64_t* ranges, const float* offsets, int64_t probes, int64_t k,
-                int workers, int64_t scratch_bytes, float* out_distances, int64_t* out_rows) {
-    struct Piece {
-        int64_t start, stop;
-        float coarse;
-    };
-    std::vector<std::vector<Piece>> pieces(static_cast<size_t>(queries));
-    size_t longest = 0;
-    for (int64_t q = 0; q < queries; ++q) {
-        auto& mine = pieces[static_cast<size_t>(q)];
-        for (int64_t p = q * probes; p < (q + 1) * probes; ++p)
-            for (int64_t start = ranges[2 * p]; start < ranges[2 * p + 1];) {
-                const int64_t size = mine.size() < 5 ? FIRST << mine.size() : PIECE, stop = std::min(start + size, ranges[2 * p + 1]);
-                mine.push_back({start, stop, offsets[p]});
-                start = stop;
-            }
-        longest = std::max(longest, mine.size());
-    }
-    if (longest < 8) return false;
-    Scratch scratch(product(scratch_bytes, workers));
-    std::vector<BitCandidate> found(static_cast<size_t>(PIECE * ROUND));
-    std::vector<int64_t> counts(ROUND);
-    auto collect = CODEWORD_PICK(bit_collect);
-    auto replay = CODEWORD_PICK(bit_replay);
-    auto finish = CODEWORD_PICK(bit_finish);
-    nb::gil_scoped_release release;
-    for (int64_t q = 0; q < queries; ++q) {
-        const BitQuery query = query_of(q);
-        const auto& mine = pieces[static_cast<size_t>(q)];
-        BitBest best{out_distances + k * q, out_rows + k * q, k, 0};
-        const int64_t count = static_cast<int64_t>(mine.size());
-        for (int64_t done = 0, round = 1; done < count; done += round, round = done < 5 ? 1 : std::min(2 * round, ROUND)) {
-            const int64_t tasks = std::min(round, count - done);
-            const float worst = best.count < k ? INFINITY : best.distances[0];
-            parallel(tasks, workers, [&](int64_t task, int slot) {
-                const Piece& piece = mine[static_cast<size_t>(done + task)];
-                counts[static_cast<size_t>(task)] = collect(blocks, query, piece.start, piece.stop, piece.coarse, worst,
-                                                            scratch.at + scratch_bytes * slot, found.data() + PIECE * task);
-            });
-            for (int64_t task = 0; task < tasks; ++task) replay(found.data() + PIECE * task, counts[static_cast<size_t>(task)], best);
-        }
-        finish(best);
-    }
-    return true;
-}
-
-void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
-              std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
-    const int64_t block = 32;
-    if (bits < 1 || bits > 9) refuse("bit_scan got " + std::to_string(bits) + " bits; 1..9 are allowed");
-    int64_t count = size("planes", planes, 0), eights = size("planes", planes, 1), rows = product(count, block);
-    int64_t groups = (eights + 3) / 4, width = bits > 1 ? product(4 * (bits - 1), groups) : 0;
-    int64_t queries = size("z1", z1, 0), probes = size("spans", spans, 1), k = size("distances", distances, 1);
-    BitBlocks blocks{};
-    blocks.planes = in<uint8_t>("planes", planes, {count, eights, block});
-    blocks.factors = in<float>("factors", factors, {count, 3, block});
-    blocks.centers = in<float>("centers", centers, {count});
-    blocks.rest = in<uint8_t>("rest", rest, {rows, width});
-    blocks.rest_factors = in<float>("rest_factors", rest_factors, {rows, bits > 1 ? 3 : 0});
-    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
-    blocks.eights = eights;
-    blocks.groups = groups;
-    blocks.width = width;
-    blocks.bits = static_cast<int>(bits);
-    const int8_t* table_values = in<int8_t>("z1", z1, {queries, 8 * eights});
-    const int16_t* values = in<int16_t>("z", z, {queries, bits > 1 ? 32 * groups : 0});
-    const float* numbers = in<float>("scalars", scalars, {queries, 4});
-    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
-    const float* offsets = in<float>("coarse", coarse, {queries, probes});
-    float* out_distances = out<float>("distances", distances, {queries, k});
-    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
-    if (k < 1) refuse("bit_scan got k=0; at least 1 is needed");
-    for (int64_t i = 0; i < queries * probes; ++i) {
-        int64_t start = ranges[2 * i], stop = ranges[2 * i + 1];
-        if (start < stop && (start < 0 || stop > rows || start % block))
-            refuse("bit_scan got the span " + std::to_string(start) + ".." + std::to_string(stop) + "; 0.." + std::to_string(rows) +
-                   " from a multiple of 32 is allowed");
-    }
-    const int workers = threads(num_threads);
-    const int64_t scratch_bytes = (CODEWORD_PICK(bit_scan_scratch)(blocks) + 127) / 64 * 64;
-    auto query_of = [&](int64_t q) {
-        const float* s = numbers + 4 * q;
-        return BitQuery{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
-    };
-    if (queries < workers && split_scan(blocks, query_of, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
-    // Neighbours with the same spans read the codes together, as long as every worker has something to do.
-    const int64_t most = std::max<int64_t>(1, std::min(BIT_SHARED, queries / workers));
-    std::vector<int64_t> firsts;
-    for (int64_t q = 0, size = 0; q < queries; ++q, ++size) {
-        if (size == most || !size || std::memcmp(ranges + 2 * probes * q, ranges + 2 * probes * (q - 1), static_cast<size_t>(16 * probes))) {
-            firsts.push_back(q);
-            size = 0;
-        }
-    }
-    const int64_t tasks = static_cast<int64_t>(firsts.size());
-    firsts.push_back(queries);
-    Scratch scratch(product(product(scratch_bytes, BIT_SHARED), std::min<int64_t>(workers, tasks)));
-    auto kernel = CODEWORD_PICK(bit_scan);
-    nb::gil_scoped_release release;
-    parallel(tasks, workers, [&](int64_t task, int slot) {
-        BitQuery together[BIT_SHARED];
-        const int64_t q = firsts[static_cast<size_t>(task)], count = firsts[static_cast<size_t>(task) + 1] - q;
-        for (int64_t i = 0; i < count; ++i) together[i] = query_of(q + i);
-        kernel(blocks, together, count, ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.at + BIT_SHARED * scratch_bytes * slot,
-               out_distances + k * q, out_rows + k * q);
-    });
-}
 
 void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     int64_t n = size("magnitudes", magnitudes, 0), dim = size("magnitudes", magnitudes, 1);
@@ -159,12 +35,108 @@ void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     });
 }
 
+// Part p of parts of all blocks that the spans visit: body(index of the span, start, stop).
+template <class Body>
+void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t parts, Body&& body) {
+    auto blocks_of = [&](int64_t i) { return spans[2 * i] < spans[2 * i + 1] ? (spans[2 * i + 1] - spans[2 * i] + LUT_BLOCK - 1) / LUT_BLOCK : 0; };
+    int64_t total = 0;
+    for (int64_t i = 0; i < probes; ++i) total += blocks_of(i);
+    const int64_t share = total / parts, rest = total % parts;
+    const int64_t first = part * share + std::min(part, rest), last = (part + 1) * share + std::min(part + 1, rest);
+    for (int64_t i = 0, at = 0; i < probes && at < last; ++i) {
+        const int64_t count = blocks_of(i), from = std::max<int64_t>(0, first - at), to = std::min(count, last - at);
+        if (from < to) body(i, spans[2 * i] + from * LUT_BLOCK, std::min(spans[2 * i + 1], spans[2 * i] + to * LUT_BLOCK));
+        at += count;
+    }
+}
+
+void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In spans, In coarse, std::optional<In> allowed, Out distances, Out rows_,
+              int64_t num_threads) {
+    if (width != 4 && width != 8 && width != 16) refuse("lut_scan got codes of " + std::to_string(width) + " bits; 4, 8 or 16 are allowed");
+    const int64_t count = size("codes", codes, 0), queries = size("tables", tables, 0), books = size("tables", tables, 1),
+                  entries = size("tables", tables, 2), probes = size("spans", spans, 1), k = size("distances", distances, 1);
+    const int64_t rows = product(count, LUT_BLOCK);
+    if (books < 1 || entries < 1 || entries > int64_t{1} << width)
+        refuse("lut_scan got " + std::to_string(books) + " tables of " + std::to_string(entries) + " entries; at least one of 1..2^" +
+               std::to_string(width) + " is needed");
+    if (k < 1) refuse("lut_scan got k=0; at least 1 is needed");
+    LutBlocks blocks{};
+    blocks.codes = width == 4    ? static_cast<const void*>(in<uint8_t>("codes", codes, {count, (books + 3) / 4, 64}))
+                   : width == 8  ? static_cast<const void*>(in<uint8_t>("codes", codes, {count, books, LUT_BLOCK}))
+                                 : static_cast<const void*>(in<uint16_t>("codes", codes, {count, books, LUT_BLOCK}));
+    blocks.terms = terms ? in<float>("terms", *terms, {rows}) : nullptr;
+    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
+    blocks.books = books;
+    blocks.size = entries;
+    blocks.width = static_cast<int>(width);
+    const float* values = in<float>("tables", tables, {queries, books, entries});
+    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
+    const float* offsets = in<float>("coarse", coarse, {queries, probes});
+    float* out_distances = out<float>("distances", distances, {queries, k});
+    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
+    check_spans("lut_scan", ranges, queries * probes, rows);
+
+    // Queries that visit the same rows go together; where there are fewer groups than threads, each group's rows are split.
+    const int64_t workers = threads(num_threads), most = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries / workers));
+    std::vector<int64_t> firsts;
+    for (int64_t q = 0; q < queries; q += alike(ranges + 2 * probes * q, probes, queries - q, most)) firsts.push_back(q);
+    const int64_t groups = static_cast<int64_t>(firsts.size()), parts = groups && groups < workers ? (workers + groups - 1) / groups : 1;
+    firsts.push_back(queries);
+    const size_t bytes = lut_bytes(books, entries, blocks.width);
+    const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
+    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(product(slots, LUT_QUERIES), static_cast<int64_t>(bytes)))]);
+    const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
+    std::vector<float> part_distances(static_cast<size_t>(spare));
+    std::vector<int64_t> part_rows(static_cast<size_t>(spare));
+    std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
+    auto start = CODEWORD_PICK(lut_start);
+    auto span = CODEWORD_PICK(lut_span);
+    auto merge = CODEWORD_PICK(lut_merge);
+    auto finish = CODEWORD_PICK(lut_finish);
+    nb::gil_scoped_release release;
+    parallel(groups * parts, static_cast<int>(slots), [&](int64_t chunk, int slot) {
+        const int64_t group = chunk / parts, part = chunk % parts, first = firsts[group];
+        const int num = static_cast<int>(firsts[group + 1] - first);
+        LutQuery some[LUT_QUERIES];
+        for (int i = 0; i < num; ++i) {
+            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k;
+            some[i] = {};
+            some[i].tables = values + q * books * entries;
+            some[i].bytes = rounded.get() + (slot * LUT_QUERIES + i) * static_cast<int64_t>(bytes);
+            some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
+            some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
+            some[i].k = k;
+            start(blocks, some[i]);
+        }
+        part_of_spans(ranges + 2 * probes * first, probes, part, parts, [&](int64_t p, int64_t from, int64_t to) {
+            float base[LUT_QUERIES];
+            for (int i = 0; i < num; ++i) base[i] = offsets[(first + i) * probes + p];
+            span(blocks, some, num, from, to, base);
+        });
+        for (int i = 0; i < num; ++i) {
+            if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
+            else finish(some[i]);
+        }
+    });
+    for (int64_t q = 0; q < queries && parts > 1; ++q) {
+        LutQuery all{};
+        all.distances = out_distances + q * k;
+        all.rows = out_rows + q * k;
+        all.k = k;
+        for (int64_t part = 0; part < parts; ++part) {
+            LutQuery one{};
+            one.distances = part_distances.data() + (q * parts + part) * k;
+            one.rows = part_rows.data() + (q * parts + part) * k;
+            one.count = part_counts[q * parts + part];
+            merge(all, one);
+        }
+        finish(all);
+    }
+}
+
 }  // namespace
 
 void bind_search(nb::module_& m) {
-    m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
-          nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
-          nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 

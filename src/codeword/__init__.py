@@ -14,7 +14,7 @@ _NAMES = {
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
-    "RaBitQ": "quantizers.rabitq",
+    "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
     "Index": "search.index", "load": "io.objects",
 }
 

@@ -66,6 +66,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="simvq:codebook_size=12,steps=5,batch_size=32", example_dim=6),
     Entry("rabitq", "rabitq:RaBitQ", "Random rotation, 1-9 bits a dimension, unbiased estimates (Gao, Long 2024; Gao et al. 2025)",
           example="rabitq:code_bits=3"),
+    Entry("saq", "saq:SAQ", "PCA, bits by dynamic programming, codes by coordinate sweeps; unbiased estimates (Li et al. 2026)",
+          example="saq:total_bits=6,granularity=4"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
           example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
     Entry("gain_shape", "gain_shape:GainShape", "Length and direction coded apart, around any quantizer (Sabin, Gray 1984)",
