@@ -346,6 +346,7 @@ NB_MODULE(_native, m) {
     m.def("workers", &workers, "Threads the pool has started in this process.");
 
     bind_adjust(m);
+    bind_bits(m);
     bind_search(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
