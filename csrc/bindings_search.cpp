@@ -143,13 +143,17 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(books, entries, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
-    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(product(slots, LUT_QUERIES), static_cast<int64_t>(bytes)))]);
+    const int64_t at_once = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
+    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(rooms, static_cast<int64_t>(bytes)))]);
+    std::unique_ptr<float[]> highs(new float[static_cast<size_t>(product(rooms, k))]);
+    std::unique_ptr<LutCandidate[]> candidates(new LutCandidate[static_cast<size_t>(product(rooms, LUT_WAITING + k))]);
     const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
     std::vector<float> part_distances(static_cast<size_t>(spare));
     std::vector<int64_t> part_rows(static_cast<size_t>(spare));
     std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
     auto start = CODEWORD_PICK(lut_start);
     auto span = CODEWORD_PICK(lut_span);
+    auto settle = CODEWORD_PICK(lut_settle);
     auto merge = CODEWORD_PICK(lut_merge);
     auto finish = CODEWORD_PICK(lut_finish);
     nb::gil_scoped_release release;
@@ -158,10 +162,12 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
         const int num = static_cast<int>(firsts[group + 1] - first);
         LutQuery some[LUT_QUERIES];
         for (int i = 0; i < num; ++i) {
-            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k;
+            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
             some[i] = {};
             some[i].tables = values + q * books * entries;
-            some[i].bytes = rounded.get() + (slot * LUT_QUERIES + i) * static_cast<int64_t>(bytes);
+            some[i].bytes = rounded.get() + room * static_cast<int64_t>(bytes);
+            some[i].highs = highs.get() + room * k;
+            some[i].candidates = candidates.get() + room * (LUT_WAITING + k);
             some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
             some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
             some[i].k = k;
@@ -173,6 +179,7 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
             span(blocks, some, num, from, to, base);
         });
         for (int i = 0; i < num; ++i) {
+            settle(blocks, some[i]);
             if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
             else finish(some[i]);
         }
