@@ -1,4 +1,4 @@
-// Bindings of bit_scan, grid_code and lut_scan.
+// Bindings of bit_scan, grid_code, lut_scan and lut_tables.
 #include "bindings_search.h"
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "grid_code/grid_code.h"
 #include "isa.h"
 #include "lut_scan/lut_scan.h"
+#include "lut_tables/lut_tables.h"
 #include "pool.h"
 
 namespace codeword {
@@ -200,6 +201,24 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     }
 }
 
+void lut_tables(In queries, In codebooks, double factor, bool squares, Out out_, int64_t num_threads) {
+    const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), entries = size("codebooks", codebooks, 1),
+                  dim = size("codebooks", codebooks, 2);
+    const float* from = in<float>("queries", queries, {count, books, dim});
+    const float* words = in<float>("codebooks", codebooks, {books, entries, dim});
+    float* to = out<float>("out", out_, {count, books, entries});
+    if (factor != -1 && factor != -2) refuse("lut_tables got the factor " + std::to_string(factor) + "; -1 and -2 are allowed");
+    const int64_t workers = std::min<int64_t>(threads(num_threads), std::max<int64_t>(1, books));
+    const int64_t scratch_size = static_cast<int64_t>(lut_tables_scratch(entries, dim));
+    std::unique_ptr<double[]> scratch(new double[static_cast<size_t>(product(scratch_size, workers))]);
+    auto kernel = CODEWORD_PICK(lut_tables);
+    nb::gil_scoped_release release;
+    parallel(books, static_cast<int>(workers), [&](int64_t m, int slot) {
+        kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, squares, to + m * entries, books * entries,
+               scratch.get() + scratch_size * slot);
+    });
+}
+
 }  // namespace
 
 void bind_search(nb::module_& m) {
@@ -208,6 +227,8 @@ void bind_search(nb::module_& m) {
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
     m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("lut_tables", &lut_tables, nb::arg("queries"), nb::arg("codebooks"), nb::arg("factor"), nb::arg("squares"), nb::arg("out"),
+          nb::arg("num_threads"));
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 
