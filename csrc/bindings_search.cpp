@@ -201,21 +201,20 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     }
 }
 
-void lut_tables(In queries, In codebooks, double factor, bool squares, Out out_, int64_t num_threads) {
-    const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), entries = size("codebooks", codebooks, 1),
-                  dim = size("codebooks", codebooks, 2);
+void lut_tables(In queries, In codebooks, double factor, std::optional<In> first, Out out_, int64_t num_threads) {
+    const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), dim = size("codebooks", codebooks, 1),
+                  entries = size("codebooks", codebooks, 2);
     const float* from = in<float>("queries", queries, {count, books, dim});
-    const float* words = in<float>("codebooks", codebooks, {books, entries, dim});
+    const float* words = in<float>("codebooks", codebooks, {books, dim, entries});
+    const double* start = first ? in<double>("first", *first, {books, entries}) : nullptr;
     float* to = out<float>("out", out_, {count, books, entries});
     if (factor != -1 && factor != -2) refuse("lut_tables got the factor " + std::to_string(factor) + "; -1 and -2 are allowed");
-    const int64_t workers = std::min<int64_t>(threads(num_threads), std::max<int64_t>(1, books));
-    const int64_t scratch_size = static_cast<int64_t>(lut_tables_scratch(entries, dim));
-    std::unique_ptr<double[]> scratch(new double[static_cast<size_t>(product(scratch_size, workers))]);
     auto kernel = CODEWORD_PICK(lut_tables);
+    const int workers = threads(num_threads);
     nb::gil_scoped_release release;
-    parallel(books, static_cast<int>(workers), [&](int64_t m, int slot) {
-        kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, squares, to + m * entries, books * entries,
-               scratch.get() + scratch_size * slot);
+    parallel(books, workers, [&](int64_t m, int) {
+        kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, start ? start + m * entries : nullptr,
+               to + m * entries, books * entries);
     });
 }
 
@@ -227,7 +226,7 @@ void bind_search(nb::module_& m) {
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
     m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
-    m.def("lut_tables", &lut_tables, nb::arg("queries"), nb::arg("codebooks"), nb::arg("factor"), nb::arg("squares"), nb::arg("out"),
+    m.def("lut_tables", &lut_tables, nb::arg("queries"), nb::arg("codebooks"), nb::arg("factor"), nb::arg("first").none(), nb::arg("out"),
           nb::arg("num_threads"));
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }

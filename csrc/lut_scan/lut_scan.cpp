@@ -141,6 +141,38 @@ CODEWORD_INLINE uint32_t passing(__m512i sums, const float* terms, const Limit& 
     return static_cast<uint32_t>(_mm512_cmp_ps_mask(a, most, _CMP_LE_OQ)) | static_cast<uint32_t>(_mm512_cmp_ps_mask(b, most, _CMP_LE_OQ)) << 16;
 }
 
+#else
+
+CODEWORD_INLINE uint32_t passing(const uint16_t* sums, const float* terms, const Limit& limit) {
+    uint32_t mask = 0;
+    for (int j = 0; j < BLOCK; ++j) {
+        bool pass = terms ? limit.step * static_cast<float>(sums[j]) + terms[j] <= limit.value : sums[j] <= limit.sum;
+        mask |= static_cast<uint32_t>(pass) << j;
+    }
+    return mask;
+}
+
+#endif
+
+void plain_looks(const LutBlocks& blocks, const uint8_t* codes, int64_t count, const LutQuery& query, const Limit& limit, const float* terms,
+                 Looks& looks, int at, int64_t b) {
+    const uint32_t last = static_cast<uint32_t>(blocks.size - 1);
+    for (const int64_t last_block = b + count; b < last_block; ++b, codes += code_bytes(blocks), terms = terms ? terms + BLOCK : nullptr) {
+        uint16_t* sums = looks.sums[at * TILE + b];
+        __builtin_memset(sums, 0, sizeof(uint16_t) * BLOCK);
+        if (blocks.width == 4) plain_nibble_sums(codes, blocks.books, query.bytes, sums);
+        else if (blocks.width == 8) plain_sums(codes, blocks.books, 256, 255, query.bytes, sums);
+        else plain_sums(reinterpret_cast<const uint16_t*>(codes), blocks.books, blocks.size, last, query.bytes, sums);
+#if defined(__AVX512BW__)
+        looks.masks[at * TILE + b] = passing(_mm512_load_si512(sums), terms, limit);
+#else
+        looks.masks[at * TILE + b] = passing(sums, terms, limit);
+#endif
+    }
+}
+
+#if defined(__AVX512BW__)
+
 // Words 0, 2, 4, ... of two registers.
 CODEWORD_INLINE __m512i low_words(__m512i a, __m512i b) {
     alignas(64) static constexpr uint16_t even[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
@@ -182,67 +214,68 @@ void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* 
     }
 }
 
-// Two blocks at once: 64 codes of one book, looked up in four registers of table.
-void byte_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery& query,
-                const Limit& limit, const float* terms, Looks& looks, int at) {
+// P pairs of blocks at once: 64 codes of one book a pair, looked up in the four registers of its table.
+template <int P>
+CODEWORD_INLINE void byte_pairs(const LutBlocks& blocks, const uint8_t* codes, int64_t ahead, const LutQuery& query, const Limit& limit,
+                                const float* terms, uint16_t (*sums)[BLOCK], uint32_t* masks) {
     alignas(64) static constexpr uint16_t zip[2][32] = {
         {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
         {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
     const int64_t size = code_bytes(blocks);
-    for (int64_t b = 0; b < count; b += 2) {
-        const bool pair = b + 1 < count;
-        const uint8_t *one = codes + b * size, *two = pair ? one + size : one, *bytes = query.bytes;
-        const int64_t ahead = end - one > AHEAD + 2 * size ? AHEAD : 0;
-        __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();  // rows 0, 2, ... (with odd ones above, modulo 2^16); 1, 3, ...
-        for (int64_t m = 0; m < blocks.books; ++m, bytes += 256) {
-            _mm_prefetch(reinterpret_cast<const char*>(one + 2 * BLOCK * m + ahead), _MM_HINT_T0);
-            __m512i code = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(one + BLOCK * m)));
-            code = _mm512_inserti64x4(code, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(two + BLOCK * m)), 1);
-            __m512i near = _mm512_permutex2var_epi8(_mm512_loadu_si512(bytes), code, _mm512_loadu_si512(bytes + 64));
-            __m512i far = _mm512_permutex2var_epi8(_mm512_loadu_si512(bytes + 128), code, _mm512_loadu_si512(bytes + 192));
+    const uint8_t *table = query.bytes, *fetch = codes + ahead;
+    __m512i even[P], odd[P];  // sums of rows 0, 2, ... (with odd ones above, modulo 2^16) and of rows 1, 3, ...
+    CODEWORD_UNROLL
+    for (int p = 0; p < P; ++p) even[p] = odd[p] = _mm512_setzero_si512();
+    for (int64_t m = 0; m < blocks.books; ++m, table += 256, codes += BLOCK, fetch += 64 * P) {
+        const __m512i t0 = _mm512_loadu_si512(table), t1 = _mm512_loadu_si512(table + 64), t2 = _mm512_loadu_si512(table + 128),
+                      t3 = _mm512_loadu_si512(table + 192);
+        CODEWORD_UNROLL
+        for (int p = 0; p < P; ++p) {
+            _mm_prefetch(reinterpret_cast<const char*>(fetch + 64 * p), _MM_HINT_T0);
+            const uint8_t* at = codes + 2 * p * size;
+            __m512i code = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+            code = _mm512_inserti64x4(code, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + size)), 1);
+            __m512i near = _mm512_permutex2var_epi8(t0, code, t1), far = _mm512_permutex2var_epi8(t2, code, t3);
             __m512i entry = _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), near, far);
-            even = _mm512_add_epi16(even, entry);
-            odd = _mm512_add_epi16(odd, _mm512_srli_epi16(entry, 8));
+            even[p] = _mm512_add_epi16(even[p], entry);
+            odd[p] = _mm512_add_epi16(odd[p], _mm512_srli_epi16(entry, 8));
         }
-        even = _mm512_sub_epi16(even, _mm512_slli_epi16(odd, 8));
-        for (int64_t half = 0; half < (pair ? 2 : 1); ++half) {
-            const int64_t place = at * TILE + b + half;
-            __m512i sums = _mm512_permutex2var_epi16(even, _mm512_load_si512(zip[half]), odd);
-            _mm512_store_si512(looks.sums[place], sums);
-            looks.masks[place] = passing(sums, terms ? terms + BLOCK * (b + half) : nullptr, limit);
+    }
+    for (int p = 0; p < P; ++p) {
+        even[p] = _mm512_sub_epi16(even[p], _mm512_slli_epi16(odd[p], 8));
+        for (int half = 0; half < 2; ++half) {
+            const int b = 2 * p + half;
+            __m512i all = _mm512_permutex2var_epi16(even[p], _mm512_load_si512(zip[half]), odd[p]);
+            _mm512_store_si512(sums[b], all);
+            masks[b] = passing(all, terms ? terms + BLOCK * b : nullptr, limit);
         }
     }
 }
 
-#else
-
-CODEWORD_INLINE uint32_t passing(const uint16_t* sums, const float* terms, const Limit& limit) {
-    uint32_t mask = 0;
-    for (int j = 0; j < BLOCK; ++j) {
-        bool pass = terms ? limit.step * static_cast<float>(sums[j]) + terms[j] <= limit.value : sums[j] <= limit.sum;
-        mask |= static_cast<uint32_t>(pass) << j;
+void byte_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery& query,
+                const Limit& limit, const float* terms, Looks& looks, int at) {
+    const int64_t size = code_bytes(blocks);
+    for (int64_t b = 0; b < count;) {
+        const int64_t ahead = end - codes > AHEAD + 4 * size ? AHEAD : 0;
+        const float* t = terms ? terms + BLOCK * b : nullptr;
+        auto *sums = looks.sums + at * TILE + b;
+        auto *masks = looks.masks + at * TILE + b;
+        if (count - b >= 4) {
+            byte_pairs<2>(blocks, codes, ahead, query, limit, t, sums, masks);
+            b += 4;
+            codes += 4 * size;
+        } else if (count - b >= 2) {
+            byte_pairs<1>(blocks, codes, ahead, query, limit, t, sums, masks);
+            b += 2;
+            codes += 2 * size;
+        } else {
+            plain_looks(blocks, codes, 1, query, limit, t, looks, at, b);
+            return;
+        }
     }
-    return mask;
 }
 
 #endif
-
-void plain_looks(const LutBlocks& blocks, const uint8_t* codes, int64_t count, const LutQuery& query, const Limit& limit, const float* terms,
-                 Looks& looks, int at) {
-    const uint32_t last = static_cast<uint32_t>(blocks.size - 1);
-    for (int64_t b = 0; b < count; ++b, codes += code_bytes(blocks)) {
-        uint16_t* sums = looks.sums[at * TILE + b];
-        __builtin_memset(sums, 0, sizeof(uint16_t) * BLOCK);
-        if (blocks.width == 4) plain_nibble_sums(codes, blocks.books, query.bytes, sums);
-        else if (blocks.width == 8) plain_sums(codes, blocks.books, 256, 255, query.bytes, sums);
-        else plain_sums(reinterpret_cast<const uint16_t*>(codes), blocks.books, blocks.size, last, query.bytes, sums);
-#if defined(__AVX512BW__)
-        looks.masks[at * TILE + b] = passing(_mm512_load_si512(sums), terms ? terms + BLOCK * b : nullptr, limit);
-#else
-        looks.masks[at * TILE + b] = passing(sums, terms ? terms + BLOCK * b : nullptr, limit);
-#endif
-    }
-}
 
 // All queries and blocks of a tile; end: of the codes worth fetching early.
 void first_look(const LutBlocks& blocks, const uint8_t* codes, [[maybe_unused]] const uint8_t* end, int64_t count, const LutQuery* queries, int num,
@@ -257,7 +290,7 @@ void first_look(const LutBlocks& blocks, const uint8_t* codes, [[maybe_unused]] 
         for (; q < num; ++q) byte_looks(blocks, codes, end, count, queries[q], limits[q], terms, looks, q);
     }
 #endif
-    for (; q < num; ++q) plain_looks(blocks, codes, count, queries[q], limits[q], terms, looks, q);
+    for (; q < num; ++q) plain_looks(blocks, codes, count, queries[q], limits[q], terms, looks, q, 0);
 }
 
 // ---------------------------------------------------------------- rows that passed wait, and get their distance

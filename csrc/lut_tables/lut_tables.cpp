@@ -6,45 +6,60 @@ namespace codeword {
 namespace CODEWORD_TARGET {
 namespace {
 
-// N vectors of codewords for one query.
-template <int N>
-CODEWORD_INLINE void sums(const float* query, int64_t dim, double factor, const double* panel, const double* squares, int64_t wide, f64v* sum) {
+// Q queries, N vectors of codewords from k on.
+template <int Q, int N>
+CODEWORD_INLINE void tile(const float* queries, int64_t query_stride, const float* codebook, int64_t size, int64_t dim, double factor,
+                          const double* first, float* out, int64_t out_stride) {
+    f64v sum[Q][N];
     CODEWORD_UNROLL
-    for (int n = 0; n < N; ++n) sum[n] = load<f64v>(squares + n * F64);
-    for (int64_t i = 0; i < dim; ++i, panel += wide) {
-        const f64v q = splat(factor * static_cast<double>(query[i]));  // exact: factor is a power of two, up to its sign
+    for (int q = 0; q < Q; ++q) {
         CODEWORD_UNROLL
-        for (int n = 0; n < N; ++n) sum[n] = fma(q, load<f64v>(panel + n * F64), sum[n]);  // the product is exact, so fused is the same
+        for (int n = 0; n < N; ++n) sum[q][n] = first ? load<f64v>(first + n * F64) : splat(0.0);
+    }
+    for (int64_t i = 0; i < dim; ++i, codebook += size) {
+        f64v c[N];
+        CODEWORD_UNROLL
+        for (int n = 0; n < N; ++n) c[n] = widen(load<f32h>(codebook + n * F64));
+        CODEWORD_UNROLL
+        for (int q = 0; q < Q; ++q) {
+            const f64v a = splat(factor * static_cast<double>(queries[q * query_stride + i]));  // exact: factor is a power of two, negative
+            CODEWORD_UNROLL
+            for (int n = 0; n < N; ++n) sum[q][n] = fma(a, c[n], sum[q][n]);  // the product is exact: fused is the same
+        }
+    }
+    CODEWORD_UNROLL
+    for (int q = 0; q < Q; ++q) {
+        CODEWORD_UNROLL
+        for (int n = 0; n < N; ++n) store(out + q * out_stride + n * F64, narrow(sum[q][n]));
+    }
+}
+
+template <int Q>
+void rows(const float* queries, int64_t query_stride, const float* codebook, int64_t size, int64_t dim, double factor, const double* first,
+          float* out, int64_t out_stride) {
+    constexpr int N = Q > 1 ? 2 : 4;
+    int64_t k = 0;
+    for (; k + N * F64 <= size; k += N * F64)
+        tile<Q, N>(queries, query_stride, codebook + k, size, dim, factor, first ? first + k : nullptr, out + k, out_stride);
+    for (; k + F64 <= size; k += F64)
+        tile<Q, 1>(queries, query_stride, codebook + k, size, dim, factor, first ? first + k : nullptr, out + k, out_stride);
+    for (; k < size; ++k) {
+        for (int q = 0; q < Q; ++q) {
+            double sum = first ? first[k] : 0.0;
+            for (int64_t i = 0; i < dim; ++i) sum += factor * static_cast<double>(queries[q * query_stride + i]) * static_cast<double>(codebook[i * size + k]);
+            out[q * out_stride + k] = static_cast<float>(sum);
+        }
     }
 }
 
 }  // namespace
 
 void lut_tables(const float* queries, int64_t count, int64_t query_stride, const float* codebook, int64_t size, int64_t dim, double factor,
-                bool with_squares, float* out, int64_t out_stride, double* scratch) {
-    const int64_t wide = (size + 7) / 8 * 8;
-    double *squares = scratch, *panel = scratch + wide;  // panel (dim, wide): the codebook transposed
-    for (int64_t k = 0; k < wide; ++k) {
-        double square = 0;
-        for (int64_t i = 0; i < dim; ++i) {
-            const double c = k < size ? static_cast<double>(codebook[k * dim + i]) : 0.0;
-            panel[i * wide + k] = c;
-            square += c * c;
-        }
-        squares[k] = with_squares ? square : 0.0;
-    }
-    for (int64_t q = 0; q < count; ++q, queries += query_stride, out += out_stride) {
-        int64_t k = 0;
-        f64v sum[4];
-        for (; k + 4 * F64 <= size; k += 4 * F64) {
-            sums<4>(queries, dim, factor, panel + k, squares + k, wide, sum);
-            for (int n = 0; n < 4; ++n) store(out + k + n * F64, narrow(sum[n]));
-        }
-        for (; k < size; k += F64) {
-            sums<1>(queries, dim, factor, panel + k, squares + k, wide, sum);
-            for (int64_t l = 0; l < F64 && k + l < size; ++l) out[k + l] = static_cast<float>(sum[0][l]);
-        }
-    }
+                const double* first, float* out, int64_t out_stride) {
+    int64_t q = 0;
+    for (; q + 4 <= count; q += 4)
+        rows<4>(queries + q * query_stride, query_stride, codebook, size, dim, factor, first, out + q * out_stride, out_stride);
+    for (; q < count; ++q) rows<1>(queries + q * query_stride, query_stride, codebook, size, dim, factor, first, out + q * out_stride, out_stride);
 }
 
 }  // namespace CODEWORD_TARGET

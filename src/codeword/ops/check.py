@@ -30,7 +30,7 @@ def self_check() -> dict[str, bool]:
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan = bit_blocks.example(generator)
     tables = lut_blocks.example(generator)
-    slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 57, 14), -2.0, True
+    slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
