@@ -65,7 +65,7 @@ def block_edges(dim: int, granularity: int) -> list[int]:
     return [*range(0, dim, step), dim]
 
 
-def plan_bits(plan: Plan, overhead: int) -> int:
+def plan_bits(plan: Sequence[Sequence[int]], overhead: int) -> int:
     """Bits a vector takes."""
     return sum(length * bits + overhead for length, bits in plan if bits)
 

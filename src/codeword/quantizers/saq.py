@@ -230,8 +230,8 @@ class SAQ(Quantizer):
         if not (isinstance(plan, list) and 1 <= len(plan) <= self.dim and all(_is_segment(s) for s in plan)
                 and sum(length for length, _ in plan) == self.dim and all(a[1] >= b[1] for a, b in pairwise(plan))
                 and sum(bits == 0 for _, bits in plan) <= 1 and plan[0][1] > 0 and plan_bits(plan, SIDE_BITS) <= self._budget):
-            raise FormatError("config", f"saq needs a 'plan' of [dimensions, bits] that add up to {self.dim} dimensions, bits falling within "
-                                        f"0..{MAX_BITS} and total_bits, got {str(plan)[:80]}")
+            raise FormatError("config", f"saq needs a 'plan' of [dimensions, bits] that add up to {self.dim} dimensions, bits falling "
+                                        f"within 0..{MAX_BITS} and total_bits, got {str(plan)[:80]}")
         self._set_plan(tuple((length, bits) for length, bits in plan))
 
     def check_state(self) -> None:
