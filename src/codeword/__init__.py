@@ -15,8 +15,7 @@ _NAMES = {
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
-    "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
-    "RaBitQ": "quantizers.rabitq",
+    "SAQ": "quantizers.saq", "CAQ": "quantizers.caq",
     "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "Index": "search.index", "load": "io.objects",
 }

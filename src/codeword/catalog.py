@@ -78,6 +78,7 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("lvq", "lvq:LVQ",
           "Locally-adaptive vector quantization: each vector's own uniform grid, one or two levels (Aguerrebere et al. 2023)",
           example="lvq:level_bits=3,residual_bits=2"),
+    Entry("caq", "caq:CAQ", "RaBitQ's codes found by coordinate sweeps instead of a search (Li et al. 2026)", example="caq:code_bits=3"),
     Entry("saq", "saq:SAQ", "PCA, bits by dynamic programming, codes by coordinate sweeps; unbiased estimates (Li et al. 2026)",
           example="saq:total_bits=6,granularity=4"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
