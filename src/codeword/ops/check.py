@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import bit_blocks, dispatch, functions, grid, reference
+from codeword.ops import bit_blocks, dispatch, e8, functions, grid, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -29,6 +29,7 @@ def self_check() -> dict[str, bool]:
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan = bit_blocks.example(generator)
+    eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
@@ -38,6 +39,7 @@ def self_check() -> dict[str, bool]:
         "pack": (lambda: functions.pack(indices, widths), lambda: packed),
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
+        "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }

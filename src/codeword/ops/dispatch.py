@@ -18,7 +18,8 @@ import torch
 
 from codeword.errors import Unsupported
 
-OPS = ("nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "grid_code")
+OPS = ("nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "grid_code",
+       "e8_nearest")
 
 
 @cache
