@@ -17,6 +17,7 @@ _NAMES = {
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
     "SAQ": "quantizers.saq", "CAQ": "quantizers.caq",
     "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
+    "ECSQ": "quantizers.ecsq",
     "Index": "search.index", "load": "io.objects",
 }
 

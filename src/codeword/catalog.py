@@ -81,6 +81,7 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("caq", "caq:CAQ", "RaBitQ's codes found by coordinate sweeps instead of a search (Li et al. 2026)", example="caq:code_bits=3"),
     Entry("saq", "saq:SAQ", "PCA, bits by dynamic programming, codes by coordinate sweeps; unbiased estimates (Li et al. 2026)",
           example="saq:total_bits=6,granularity=4"),
+    Entry("ecsq", "ecsq:ECSQ", "Entropy-coded scalar quantization: one step for all, a frozen table a dimension (Gish, Pierce 1968)"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
           example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
     Entry("gain_shape", "gain_shape:GainShape", "Length and direction coded apart, around any quantizer (Sabin, Gray 1984)",

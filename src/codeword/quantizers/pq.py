@@ -19,7 +19,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from codeword import ops
 from codeword.parts import lookup, slices
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
