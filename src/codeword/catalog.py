@@ -63,7 +63,7 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("rvq", "rvq:RVQ", "Residual vector quantization with beam search (Juang, Gray 1982; Liu et al. 2015)",
           example="rvq:num_codebooks=3,codebook_size=4,iterations=3,beam=3", example_dim=6),
     Entry("aq", "aq:AQ", "Additive quantization: sums of full-width codewords fitted together (Babenko, Lempitsky 2014)",
-          example="aq:num_codebooks=3,codebook_size=4,iterations=3,rounds=2,beam=3", example_dim=6),
+          example="aq:num_codebooks=3,codebook_size=4,rounds=5,beam=3", example_dim=6),
     Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
           example="pvq:group=8,pulses=6,gain_bits=1"),
     Entry("fsq", "fsq:FSQ", "Finite scalar quantization: a tanh and a grid, no codebook (Mentzer et al. 2024)", input_space=False,
