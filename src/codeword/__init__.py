@@ -17,6 +17,7 @@ _NAMES = {
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
     "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
     "RaBitQ": "quantizers.rabitq",
+    "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
     "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "Index": "search.index", "load": "io.objects",
 }
