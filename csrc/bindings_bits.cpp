@@ -133,8 +133,6 @@ void bind_bits(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
-    m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
-          nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
 }
 
 }  // namespace codeword
