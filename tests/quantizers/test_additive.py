@@ -184,6 +184,7 @@ def test_dial_and_refusals(kind: str) -> None:
     assert make.for_bits(384, 64 / 384).nominal_bits == 64 / 384
     with pytest.raises(Unsupported, match=r"bits=0\.3"):
         make.for_bits(7, 0.3)
-    for wrong in ({"beam": 0}, {"num_codebooks": 0}, {"num_codebooks": 65}, {"codebook_size": 1}, {"num_codebooks": 4, "codebook_size": 1 << 16}):
+    for wrong in ({"beam": 0}, {"num_codebooks": 0}, {"num_codebooks": 65}, {"codebook_size": 1},
+                  {"num_codebooks": 4, "codebook_size": 1 << 16}):
         with pytest.raises(CodewordError):
             small(kind, **wrong)

@@ -183,6 +183,13 @@ def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
     return total
 
 
+def row_terms(codebooks: Tensor, codes: Tensor, given: Tensor | None) -> Tensor:
+    """float32 (n,): |x^|^2 + 2<c, x^> of the decoded rows, with c = ``given`` (n, d) or 0. What a look-up scan adds to -2<q, x^>."""
+    values = decode(codebooks, codes).double()
+    other = values if given is None else values + 2 * given.double()
+    return row_sums.dot(values, other).float()
+
+
 def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:
     """The codebooks (M, K, d) for ``codes`` (n, M) of centred ``rows`` (n, d): min_C |X - B C|^2 + ridge |C|^2."""
     count = codes.shape[1]
