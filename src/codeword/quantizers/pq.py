@@ -14,16 +14,12 @@ Cost: encode K d multiply-adds a vector; M look-ups a distance. Bits: M ceil(log
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from codeword import ops
-from codeword.errors import CodewordError, Unsupported
-from codeword.parts import lookup
-from codeword.parts.kmeans import kmeans
+from codeword.parts import lookup, slices
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 
@@ -32,10 +28,7 @@ class PQ(Quantizer):
 
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0) -> None:
         super().__init__()
-        if num_codebooks < 1 or dim < 1 or dim % num_codebooks:
-            raise CodewordError(f"pq got dim={dim} and num_codebooks={num_codebooks}; a divisor of dim is needed")
-        if not 2 <= codebook_size <= 1 << 16:
-            raise CodewordError(f"pq got codebook_size={codebook_size}; 2..65536 are allowed")
+        slices.check_shape("pq", dim, num_codebooks, codebook_size)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
         self.iterations, self.seed = iterations, seed
         self.levels = (codebook_size,) * num_codebooks
@@ -45,28 +38,20 @@ class PQ(Quantizer):
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
-        for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
-            books = bits * dim / width
-            if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
-                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, iterations=iterations, seed=seed)
-        raise Unsupported(f"pq has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
+        books, size = slices.split_bits("pq", dim, bits)
+        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        repaired = 0
-        for m, part in enumerate(rows.split(self.dim // self.num_codebooks, dim=1)):
-            result = kmeans(part.contiguous(), self.codebook_size, iterations=self.iterations, seed=self.seed + m, weights=weights)
-            self.codebooks[m] = result.centroids
-            repaired += result.repaired
-        if repaired:
-            self.report = Report(self.report, repaired_codewords=repaired)
+        found = slices.learn(rows, self.num_codebooks, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)
+        self.codebooks.copy_(found.codebooks)
+        if found.repaired:
+            self.report = Report(self.report, repaired_codewords=found.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        slices = rows.split(self.dim // self.num_codebooks, dim=1)
-        return torch.stack([ops.nearest(part, book).indices for part, book in zip(slices, self.codebooks, strict=True)], dim=1), None
+        return slices.assign(rows, self.codebooks), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        books = torch.arange(self.num_codebooks, device=indices.device)
-        return self.codebooks[books, indices].flatten(1)
+        return slices.values(self.codebooks, indices)
 
     # ------------------------------------------------------------------ Scannable
 
@@ -92,9 +77,7 @@ class PQ(Quantizer):
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
-        factor = lookup.require_metric(metric, self.name)
-        slices = queries.float().reshape(len(queries), self.num_codebooks, -1)
-        return lookup.Query(ops.lut_tables(slices, self.codebooks, factor, metric == "l2"), metric)
+        return lookup.slice_tables(queries, self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)
