@@ -4,6 +4,7 @@
 same result in their declared class:
 
     exact       nearest  project  hadamard  rotate  pack  unpack  segment_sum      bit-equal to the reference
+                bit_scan  segment_scan  grid_code  adjust_code  lut_scan
                 bit_scan  grid_code  adjust_code  lut_scan
                 bit_scan  grid_code  additive_search
                 bit_scan  grid_code  lut_scan  lut_tables
