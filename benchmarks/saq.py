@@ -37,8 +37,9 @@ import rabitqlib
 import torch
 from torch import Tensor
 
-from codeword import CAQ, LVQ, SAQ, RaBitQ, ops
-from codeword.parts.bit_plan import bit_plan
+from codeword import CAQ, LVQ, SAQ, RaBitQ
+from codeword.parts.bit_plan import bit_plan, plan_bits
+from codeword.parts.pca import pca
 
 FIELDS = ("what", "data", "dim", "ours", "peer", "code_bits", "peer_bits", "ours_bits", "peer_value", "ours_value", "ratio", "plan", "load")
 FITTED, BASE, QUERIES, TIMED, REPEATS = 10_000, 2_000, 200, 4_096, 5
@@ -63,16 +64,7 @@ def relative(estimate: Tensor, truth: Tensor) -> float:
     return float(((estimate - truth).abs() / truth).mean())
 
 
-def saq_error(saq: SAQ, base: Tensor, queries: Tensor, truth: Tensor) -> float:
-    codes, z = saq.encode(base), saq.coordinates(queries).double()
-    products = torch.zeros(len(queries), len(base), dtype=torch.float64)
-    for s in saq.segments(codes):
-        products += z[:, s.start:s.stop] @ ((s.indices - (2**s.bits - 1) / 2) * s.rescale.unsqueeze(1)).T
-    norms = (queries - saq.mean).double().square().sum(1, keepdim=True)
-    return relative(saq.square_norms(codes) + norms - 2 * products, truth)
-
-
-def scanned_error(quantizer: RaBitQ | CAQ, base: Tensor, queries: Tensor, truth: Tensor) -> float:
+def scanned_error(quantizer: RaBitQ | CAQ | SAQ, base: Tensor, queries: Tensor, truth: Tensor) -> float:
     found = quantizer.scan(quantizer.pack(quantizer.encode(base)), quantizer.prepare(queries, "l2"), 0, len(base))[0]
     return relative(found.double() + queries.double().square().sum(1, keepdim=True), truth)
 
@@ -98,11 +90,11 @@ def library_bits(dim: int, bits: int) -> float:
 
 def paper_error(rows: Tensor, base: Tensor, queries: Tensor, truth: Tensor, total: float) -> tuple[float, float]:
     """Error and bits of SAQ with the paper's segments: multiples of 64, 64 bits each and one more norm."""
-    saq = SAQ(dim=rows.shape[1], total_bits=total, granularity=64).fit(rows)
-    plan = bit_plan(saq.variances.numpy(), int(total * saq.dim) - 32, granularity=64, overhead=64)
-    spent = sum(length * bits + 64 for length, bits in plan if bits) + 32
-    saq.fit_plan(rows, plan)
-    return saq_error(saq, base, queries, truth), spent / saq.dim
+    saq, found = SAQ(dim=rows.shape[1], total_bits=total, granularity=64), pca(rows)
+    plan = bit_plan(found.variances.numpy(), int(total * saq.dim) - 32, granularity=64, overhead=64)
+    saq._learn(rows, None, found, plan)
+    saq.fitted = True
+    return scanned_error(saq, base, queries, truth), (plan_bits(plan, 64) + 32) / saq.dim
 
 
 def error_rows(data: str, rows: Tensor, queries: Tensor, all_bits: list[int]) -> Iterator[dict]:
@@ -116,7 +108,7 @@ def error_rows(data: str, rows: Tensor, queries: Tensor, all_bits: list[int]) ->
                  ("rabitqlib", library_bits(dim, bits), library_error(rows, base, queries, truth, bits)))
         for peer, stored, error in peers:
             saq = SAQ(dim=dim, total_bits=stored).fit(rows)
-            yield row("error", data, dim, "saq", peer, bits, stored, saq.nominal_bits, error, saq_error(saq, base, queries, truth), saq)
+            yield row("error", data, dim, "saq", peer, bits, stored, saq.nominal_bits, error, scanned_error(saq, base, queries, truth), saq)
         ours, spent = paper_error(rows, base, queries, truth, rabitq.nominal_bits)
         yield row("error", data, dim, "saq-paper", "rabitq", bits, rabitq.nominal_bits, spent, exact, ours)
         yield row("error", data, dim, "caq", "rabitq", bits, rabitq.nominal_bits, caq.nominal_bits, exact,
@@ -149,17 +141,17 @@ def time_rows(data: str, rows: Tensor, all_bits: list[int]) -> Iterator[dict]:
     for bits in all_bits:
         rabitq, caq = RaBitQ(dim=dim, code_bits=bits).fit(rows), CAQ(dim=dim, code_bits=bits).fit(rows)
         saq = SAQ(dim=dim, total_bits=rabitq.nominal_bits).fit(rows)
-        rotated, coordinates = caq._rotated(part), saq._coordinates(part)
+        rotated, coordinates, turned = caq._rotated(part), saq._coordinates(part), caq._rotated(few)
         took = in_turn({
             "caq": lambda caq=caq, rotated=rotated: caq._assign(*rotated), "saq": lambda saq=saq, y=coordinates: saq._assign(*y),
             "exact": build(part, bits, False), "fast": build(part, bits, True), "signs": build(part, 1, True),
-            "rabitq": lambda rabitq=rabitq, r=caq._rotated(few): rabitq._assign(*r),
+            "rabitq": lambda rabitq=rabitq, rotated=turned: rabitq._assign(*rotated),
             "caq encode": lambda caq=caq: caq.encode(part), "saq encode": lambda saq=saq: saq.encode(part)})
         each = {name: 1e6 * seconds / (len(few) if name == "rabitq" else len(part)) for name, seconds in took.items()}
+        print("us a vector:", {name: round(value, 2) for name, value in each.items()})
         for ours, stored in (("caq", caq.nominal_bits), ("saq", saq.nominal_bits)):
             for peer, name in (("rabitqlib-exact", "exact"), ("rabitqlib-fast", "fast")):
-                yield row("assignment", data, dim, ours, peer, bits, library_bits(dim, bits), stored, each[name] - each["signs"], each[ours],
-                          saq if ours == "saq" else None)
+                yield row("assignment", data, dim, ours, peer, bits, library_bits(dim, bits), stored, each[name] - each["signs"], each[ours])
                 yield row("encode", data, dim, ours, peer, bits, library_bits(dim, bits), stored, each[name], each[ours + " encode"])
             yield row("assignment", data, dim, ours, "rabitq-exact", bits, rabitq.nominal_bits, stored, each["rabitq"], each[ours])
 
@@ -185,8 +177,8 @@ def main() -> None:
         for produce in (error_rows(data, rows, queries, rates), time_rows(data, rows, [bits for bits in rates if bits > 1])):
             for one in produce:
                 found.append(one)
-                print(f"{one['what']:10} {data:6} {one['ours']:9} {one['peer']:15} {one['code_bits']} bits  stored {one['ours_bits']:>8} / "
-                      f"{one['peer_bits']:>8}  {one['ours_value']:>10} / {one['peer_value']:>10}  = {one['ratio']:>7}  {one['plan']}", flush=True)
+                print(f"{one['what']:10} {data:6} {one['ours']:9} {one['peer']:15} {one['code_bits']} bits  stored {one['ours_bits']:>7} / "
+                      f"{one['peer_bits']:>7}  {one['ours_value']:>9} / {one['peer_value']:>9} = {one['ratio']:>6}  {one['plan']}", flush=True)
     if options.out:
         with options.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

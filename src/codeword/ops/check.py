@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import adjust, bit_blocks, dispatch, functions, grid, lut_blocks, reference
+from codeword.ops import adjust, bit_blocks, dispatch, functions, grid, lut_blocks, reference, segment_blocks
 
 
 def self_check() -> dict[str, bool]:
@@ -28,7 +28,7 @@ def self_check() -> dict[str, bool]:
     indices = torch.randint(0, 1 << 62, (65, 5), generator=generator) & torch.tensor([(1 << w) - 1 for w in widths])
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
-    scan = bit_blocks.example(generator)
+    scan, cut = bit_blocks.example(generator), segment_blocks.example(generator)
     tables = lut_blocks.example(generator)
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -41,6 +41,7 @@ def self_check() -> dict[str, bool]:
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
         "adjust_code": (lambda: adjust.adjust_code(x, [60, 40], [3, 9], 4), lambda: adjust.reference(x, [60, 40], [3, 9], 4)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
+        "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }

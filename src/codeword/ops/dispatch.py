@@ -19,8 +19,8 @@ import torch
 from codeword.errors import Unsupported
 
 OPS = (
-    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "grid_code", "adjust_code", "lut_scan",
-    "additive_search",
+    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code", "adjust_code",
+    "lut_scan", "additive_search",
 )
 
 
