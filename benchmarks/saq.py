@@ -144,15 +144,17 @@ def time_rows(data: str, rows: Tensor, all_bits: list[int]) -> Iterator[dict]:
         rotated, coordinates, turned = caq._rotated(part), saq._coordinates(part), caq._rotated(few)
         took = in_turn({
             "caq": lambda caq=caq, rotated=rotated: caq._assign(*rotated), "saq": lambda saq=saq, y=coordinates: saq._assign(*y),
-            "exact": build(part, bits, False), "fast": build(part, bits, True), "signs": build(part, 1, True),
+            "exact": build(part, bits, False),
+            "fast": build(part, bits, True), "signs": build(part, 1, True),
             "rabitq": lambda rabitq=rabitq, rotated=turned: rabitq._assign(*rotated),
             "caq encode": lambda caq=caq: caq.encode(part), "saq encode": lambda saq=saq: saq.encode(part)})
         each = {name: 1e6 * seconds / (len(few) if name == "rabitq" else len(part)) for name, seconds in took.items()}
         print("us a vector:", {name: round(value, 2) for name, value in each.items()})
         for ours, stored in (("caq", caq.nominal_bits), ("saq", saq.nominal_bits)):
             for peer, name in (("rabitqlib-exact", "exact"), ("rabitqlib-fast", "fast")):
-                yield row("assignment", data, dim, ours, peer, bits, library_bits(dim, bits), stored, each[name] - each["signs"], each[ours])
-                yield row("encode", data, dim, ours, peer, bits, library_bits(dim, bits), stored, each[name], each[ours + " encode"])
+                theirs = library_bits(dim, bits)
+                yield row("assignment", data, dim, ours, peer, bits, theirs, stored, each[name] - each["signs"], each[ours])
+                yield row("encode", data, dim, ours, peer, bits, theirs, stored, each[name], each[ours + " encode"])
             yield row("assignment", data, dim, ours, "rabitq-exact", bits, rabitq.nominal_bits, stored, each["rabitq"], each[ours])
 
 
@@ -177,8 +179,9 @@ def main() -> None:
         for produce in (error_rows(data, rows, queries, rates), time_rows(data, rows, [bits for bits in rates if bits > 1])):
             for one in produce:
                 found.append(one)
-                print(f"{one['what']:10} {data:6} {one['ours']:9} {one['peer']:15} {one['code_bits']} bits  stored {one['ours_bits']:>7} / "
-                      f"{one['peer_bits']:>7}  {one['ours_value']:>9} / {one['peer_value']:>9} = {one['ratio']:>6}  {one['plan']}", flush=True)
+                print(f"{one['what']:10} {data:6} {one['ours']:9} {one['peer']:15} {one['code_bits']} bits at {one['ours_bits']:>7} / "
+                      f"{one['peer_bits']:>7}  {one['ours_value']:>9} / {one['peer_value']:>9} = {one['ratio']:>6}  {one['plan']}",
+                      flush=True)
     if options.out:
         with options.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

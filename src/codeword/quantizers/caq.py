@@ -64,7 +64,7 @@ class CAQ(RotatedGrid):
 
     def coarser(self, codes: Codes, code_bits: int) -> tuple[CAQ, Codes]:
         """The quantizer with fewer bits and the same rotation and center, and its codes u >> (B - code_bits), without the vectors.
-        Norms stay; a scale is the least-squares one for the longer code's vector. (Not ``Progressive``: that is about leading positions.)"""
+        Norms stay; a scale is the least-squares one for the longer code's vector. (``Progressive`` is about leading positions.)"""
         if not 1 <= code_bits <= self.code_bits:
             raise CodewordError(f"caq.coarser got code_bits={code_bits}; 1..{self.code_bits} are allowed")
         other = CAQ(dim=self.dim, code_bits=code_bits, rounds=self.rounds, slack=self.slack, seed=self.seed).to(self.device)
