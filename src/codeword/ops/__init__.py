@@ -9,12 +9,13 @@ same result in their declared class:
                 bit_scan  grid_code  additive_search
                 bit_scan  grid_code  lut_scan  lut_tables
                 bit_scan  grid_code  e8_nearest
+                bit_scan  segment_scan  grid_code  adjust_code  lut_scan  additive_search
 """
 
 from __future__ import annotations
 
-from codeword.ops.adjust import adjust_code
 from codeword.ops.additive import States, additive_search, empty_states
+from codeword.ops.adjust import adjust_code
 from codeword.ops.bit_blocks import bit_scan
 from codeword.ops.check import self_check
 from codeword.ops.dispatch import available, choice, choices, native_info, num_threads
@@ -30,4 +31,7 @@ __all__ = [
     "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
     "INDEX_DTYPES", "Nearest", "States", "additive_search", "available", "bit_scan", "choice", "choices", "empty_states", "grid_code",
     "hadamard", "native_info", "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
+    "INDEX_DTYPES", "Nearest", "States", "additive_search", "adjust_code", "available", "bit_scan", "choice", "choices", "empty_states",
+    "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info", "nearest", "num_threads", "pack", "packed_bytes", "project",
+    "rotate", "segment_sum", "self_check", "unpack",
 ]
