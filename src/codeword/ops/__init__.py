@@ -12,10 +12,22 @@ from __future__ import annotations
 from codeword.ops.bit_blocks import bit_scan
 from codeword.ops.check import self_check
 from codeword.ops.dispatch import available, choice, choices, native_info, num_threads
-from codeword.ops.functions import INDEX_DTYPES, Nearest, hadamard, nearest, pack, packed_bytes, project, rotate, segment_sum, unpack
+from codeword.ops.functions import (
+    INDEX_DTYPES,
+    Nearest,
+    SegmentSum,
+    hadamard,
+    nearest,
+    pack,
+    packed_bytes,
+    project,
+    rotate,
+    segment_sum,
+    unpack,
+)
 from codeword.ops.grid import grid_code
 
 __all__ = [
-    "INDEX_DTYPES", "Nearest", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "native_info", "nearest",
+    "INDEX_DTYPES", "Nearest", "SegmentSum", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "native_info", "nearest",
     "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
 ]

@@ -156,10 +156,7 @@ def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None
 
 @torch.library.custom_op("codeword::segment_sum", mutates_args=())
 def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    if labels.numel():
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low < 0 or high >= segments:
-            raise ShapeError(f"segment_sum got labels {low}..{high}; 0..{segments - 1} are allowed")
+    _check_labels(labels, segments)
     if dispatch.choice("segment_sum", x.device) == "native":
         sums = torch.zeros(segments, x.shape[1], dtype=torch.float64)
         counts = torch.zeros(segments, dtype=torch.float64)
@@ -172,6 +169,36 @@ def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | Non
 @_segment_sum.register_fake
 def _(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(segments, x.shape[1], dtype=torch.float64), x.new_empty(segments, dtype=torch.float64)
+
+
+class SegmentSum:
+    """``segment_sum`` of rows that come in blocks: ``sums`` and ``counts`` are the same bits as those of all rows at once."""
+
+    def __init__(self, segments: int, dim: int, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(segments, dim, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(segments, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Rows x (n, d) with int64 labels (n,) and float32 weights (n,) or None, added in order."""
+        segments, dim = self.sums.shape
+        if x.ndim != 2 or x.shape[1] != dim or labels.shape != (x.shape[0],) or (weights is not None and weights.shape != labels.shape):
+            raise ShapeError(f"SegmentSum got x {tuple(x.shape)}, labels {tuple(labels.shape)} and weights "
+                             f"{None if weights is None else tuple(weights.shape)}; (n, {dim}), (n,) and None or (n,) are needed")
+        x, labels = x.detach().float().contiguous(), labels.to(torch.int64).contiguous()
+        weights = None if weights is None else weights.detach().float().contiguous()
+        _check_labels(labels, segments)
+        if dispatch.choice("segment_sum", x.device) == "native":
+            w = None if weights is None else weights.numpy()
+            _native().segment_sum(x.numpy(), labels.numpy(), w, self.sums.numpy(), self.counts.numpy(), dispatch.num_threads())
+        else:
+            reference.segment_add(self.sums, self.counts, x, labels, weights)
+
+
+def _check_labels(labels: Tensor, segments: int) -> None:
+    if labels.numel():
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= segments:
+            raise ShapeError(f"segment_sum got labels {low}..{high}; 0..{segments - 1} are allowed")
 
 
 def packed_bytes(rows: int, widths: Sequence[int]) -> int:
