@@ -63,8 +63,9 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
     mass = len(x) if weights is None else _sum(weights)
     history: list[float] = []
     repaired = 0
+    tracker = ops.Tracker(len(x), x.device)
     for _ in range(iterations):
-        distances, sums, counts = _assign(x, centroids, weights)
+        distances, sums, counts = _assign(x, centroids, weights, tracker)
         history.append(_sum(distances if weights is None else distances.double() * weights) / mass)
         filled = counts > 0
         centroids = torch.where(filled.unsqueeze(1), (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), centroids)
@@ -78,13 +79,14 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
     return KMeans(centroids, history, repaired)
 
 
-def _assign(x: Tensor, centroids: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _assign(x: Tensor, centroids: Tensor, weights: Tensor | None, tracker: ops.Tracker) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distances of the rows (n,), and per centroid the float64 sum (k, d) and mass (k,) of its rows, added in row order."""
     total = ops.SegmentSum(len(centroids), x.shape[1], x.device)
     distances = torch.empty(len(x), device=x.device)
+    tracker.move(centroids)
     for rows in _blocks(x, len(centroids)):
         part = x[rows].float()
-        found = ops.nearest(part, centroids)
+        found = tracker.nearest(part, rows.start)
         distances[rows] = found.distances
         total.add(part, found.indices, None if weights is None else weights[rows])
     return distances, total.sums, total.counts
