@@ -241,35 +241,58 @@ CODEWORD_INLINE __m512i low_words(__m512i a, __m512i b) {
 
 // 64 bytes: the codes of 4 books for 16 rows in low nibbles, for 16 more in high ones. A register holds the 4 tables; a byte shuffle
 // looks up 64 codes, and the 4 bytes of a row are added by one dot product with ones.
-template <int Q>
-void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery* queries,
-                  const Limit* limits, const float* terms, Looks& looks, int at) {
-    const int64_t groups = (blocks.books + 3) / 4;
-    const __m512i low = _mm512_set1_epi8(15), place = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
-    for (int64_t b = 0; b < count; ++b) {
-        __m512i first[Q], second[Q];
+// B blocks and Q queries at once.
+template <int B, int Q>
+CODEWORD_INLINE void nibble_tile(const uint8_t* codes, int64_t groups, int64_t ahead, const LutQuery* queries, const Limit* limits, const float* terms,
+                                 Looks& looks, int64_t place) {
+    const __m512i low = _mm512_set1_epi8(15), lane = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
+    __m512i first[B][Q], second[B][Q];
+    CODEWORD_UNROLL
+    for (int i = 0; i < B * Q; ++i) first[i / Q][i % Q] = second[i / Q][i % Q] = _mm512_setzero_si512();
+    for (int64_t g = 0; g < groups; ++g) {
+        __m512i a[B], c[B];
         CODEWORD_UNROLL
-        for (int q = 0; q < Q; ++q) first[q] = second[q] = _mm512_setzero_si512();
-        const int64_t ahead = end - codes > AHEAD + 64 * groups ? AHEAD : 0;
-        for (int64_t g = 0; g < groups; ++g, codes += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes + ahead), _MM_HINT_T0);
-            __m512i code = _mm512_loadu_si512(codes);
-            __m512i a = _mm512_ternarylogic_epi32(code, low, place, 0xEA);  // (code & low) | place
-            __m512i c = _mm512_ternarylogic_epi32(_mm512_srli_epi16(code, 4), low, place, 0xEA);
-            CODEWORD_UNROLL
-            for (int q = 0; q < Q; ++q) {
-                __m512i table = _mm512_loadu_si512(queries[q].bytes + 64 * g);
-                first[q] = _mm512_dpbusd_epi32(first[q], _mm512_permutexvar_epi8(a, table), ones);
-                second[q] = _mm512_dpbusd_epi32(second[q], _mm512_permutexvar_epi8(c, table), ones);
-            }
+        for (int b = 0; b < B; ++b) {
+            const uint8_t* at = codes + 64 * (groups * b + g);
+            _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+            const __m512i code = _mm512_loadu_si512(at);
+            a[b] = _mm512_ternarylogic_epi32(code, low, lane, 0xEA);  // (code & low) | lane
+            c[b] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(code, 4), low, lane, 0xEA);
         }
         CODEWORD_UNROLL
         for (int q = 0; q < Q; ++q) {
-            const int64_t place_of = (at + q) * TILE + b;
-            __m512i sums = low_words(first[q], second[q]);
-            _mm512_store_si512(looks.sums[place_of], sums);
-            looks.masks[place_of] = passing(sums, terms ? terms + BLOCK * b : nullptr, limits[q]);
+            const __m512i table = _mm512_loadu_si512(queries[q].bytes + 64 * g);
+            CODEWORD_UNROLL
+            for (int b = 0; b < B; ++b) {
+                first[b][q] = _mm512_dpbusd_epi32(first[b][q], _mm512_permutexvar_epi8(a[b], table), ones);
+                second[b][q] = _mm512_dpbusd_epi32(second[b][q], _mm512_permutexvar_epi8(c[b], table), ones);
+            }
         }
+    }
+    CODEWORD_UNROLL
+    for (int b = 0; b < B; ++b) {
+        CODEWORD_UNROLL
+        for (int q = 0; q < Q; ++q) {
+            const __m512i sums = low_words(first[b][q], second[b][q]);
+            _mm512_store_si512(looks.sums[place + q * TILE + b], sums);
+            looks.masks[place + q * TILE + b] = passing(sums, terms ? terms + BLOCK * b : nullptr, limits[q]);
+        }
+    }
+}
+
+template <int Q>
+void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery* queries,
+                  const Limit* limits, const float* terms, Looks& looks, int at) {
+    constexpr int B = 4 / Q;
+    const int64_t groups = (blocks.books + 3) / 4;
+    for (int64_t b = 0; b < count;) {
+        const int64_t ahead = end - codes > AHEAD + 64 * groups * B ? AHEAD : 0, place = at * TILE + b;
+        const float* t = terms ? terms + BLOCK * b : nullptr;
+        const int done = count - b >= B ? B : 1;
+        if (done == B) nibble_tile<B, Q>(codes, groups, ahead, queries, limits, t, looks, place);
+        else nibble_tile<1, Q>(codes, groups, ahead, queries, limits, t, looks, place);
+        b += done;
+        codes += 64 * groups * done;
     }
 }
 
