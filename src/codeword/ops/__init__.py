@@ -49,4 +49,6 @@ __all__ = [
     "INDEX_DTYPES", "Nearest", "States", "additive_search", "adjust_code", "available", "bit_scan", "choice", "choices", "empty_states",
     "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info", "nearest", "num_threads", "pack", "packed_bytes", "project",
     "rotate", "segment_sum", "self_check", "unpack",
+    "INDEX_DTYPES", "Nearest", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "lut_scan", "lut_tables",
+    "native_info", "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
 ]
