@@ -89,6 +89,8 @@ class Quantizer(nn.Module):
     """Arguments added after files of this class existed, each with the value that means what there was before."""
     takes_metric: bool = False
     """True where ``encode(metric=)`` minimises the quadratic form instead of the plain L2 error."""
+    weighs_rows: bool = False
+    """True where the weight of an error depends on the vector itself, also where ``given`` was taken off: see ``_encode_relative``."""
     commitment: float = 0.25
     """beta of the commitment loss in ``forward``: how strongly an encoder is held to the codewords."""
     fit_values: int = 1 << 27
@@ -143,10 +145,12 @@ class Quantizer(nn.Module):
         arrays.check_rows(x, self.dim, f"{self.name}.encode")
         form = self._check_metric(metric)
         indices, side = [], []
+        whole = arrays.float_blocks(x, self.dim) if given is not None and self.weighs_rows else None
         for block in arrays.float_blocks(x, self.dim, minus=given):
             arrays.check_finite(block, f"{self.name}.encode")
             with torch.autocast(self.device.type, enabled=False):
-                index, extra = self._encode(block.to(self.device), form)
+                own = block.to(self.device)
+                index, extra = self._encode(own, form) if whole is None else self._encode_relative(own, next(whole).to(self.device), form)
             indices.append(index.to(self.index_dtype))
             side.append(extra)
         lead = tuple(x.shape[:-1])
@@ -317,6 +321,10 @@ class Quantizer(nn.Module):
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """float32 (n, dim) -> integer indices (n, positions), side floats (n, side_count) or None."""
+        raise NotImplementedError
+
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``_encode`` of rows = vectors - given, for quantizers with ``weighs_rows``."""
         raise NotImplementedError
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
