@@ -15,7 +15,7 @@ _NAMES = {
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
-    "ECSQ": "quantizers.ecsq",
+    "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
     "Index": "search.index", "load": "io.objects",
 }
 

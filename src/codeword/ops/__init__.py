@@ -17,6 +17,6 @@ from codeword.ops.functions import INDEX_DTYPES, Nearest, hadamard, nearest, pac
 from codeword.ops.grid import grid_code
 
 __all__ = [
-    "INDEX_DTYPES", "Nearest", "available", "bit_scan", "choice", "choices", "e8_nearest", "grid_code", "hadamard", "native_info", "nearest",
-    "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
+    "INDEX_DTYPES", "Nearest", "available", "bit_scan", "choice", "choices", "e8_nearest", "grid_code", "hadamard", "native_info",
+    "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
 ]
