@@ -110,6 +110,9 @@ CODEWORD_INLINE void group_bounds(const NearestBook& book) {
     }
 }
 
+// sum += x.entry in groups of four bytes. Spelled out: GCC 12 copies the accumulators of the intrinsic around in every step.
+CODEWORD_INLINE void dot_bytes(__m512i& sum, __m512i x, __m512i entry) { __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(entry)); }
+
 // The largest s t A.B - |b|^2/2 of BLOCK codewords for TILE rows, into best where it is larger.
 __attribute__((noinline)) static void screen_bytes(const uint8_t* rows, const int32_t* panel, const int32_t* starts, const float* scales,
                                                    const float* halves, const float* row_scales, int64_t words, __m512* best) {
@@ -127,7 +130,7 @@ __attribute__((noinline)) static void screen_bytes(const uint8_t* rows, const in
         for (int c = 0; c < BLOCK; ++c) {
             __m512i entry = _mm512_set1_epi32(panel[j * BLOCK + c]);
             CODEWORD_UNROLL
-            for (int s = 0; s < SETS; ++s) sums[c][s] = _mm512_dpbusd_epi32(sums[c][s], x[s], entry);
+            for (int s = 0; s < SETS; ++s) dot_bytes(sums[c][s], x[s], entry);
         }
     }
     CODEWORD_UNROLL
@@ -224,25 +227,31 @@ __attribute__((noinline)) static void rescore(const NearestBook& book, const flo
     const BytesBook& b = book.bytes;
     int64_t from = group * b.codes_per_group, to = from + b.codes_per_group < book.k ? from + b.codes_per_group : book.k;
     float error = 1.001f * slope * norm * b.group_norms[group] + b.group_floors[group];
-    for (int64_t code = from; code < to; code += 4) {
-        const float* c[4];
+    for (int64_t code = from; code < to; code += BLOCK) {
+        const float* c[BLOCK];
         CODEWORD_UNROLL
-        for (int i = 0; i < 4; ++i) c[i] = book.codebook + (code + i < to ? code + i : to - 1) * book.d;
-        float scores[4];
-        _mm_storeu_ps(scores, _mm_sub_ps(products(row, book.center, c, book.d), _mm_loadu_ps(b.halves + code)));
-        for (int i = 0; i < 4 && code + i < to; ++i) {
-            if (scores[i] - error > found.lower) found.lower = scores[i] - error;
-            if (scores[i] + error < limit_of(book, norm, found.lower)) continue;
+        for (int i = 0; i < BLOCK; ++i) c[i] = book.codebook + (code + i < to ? code + i : to - 1) * book.d;
+        __m256 scores = _mm256_set_m128(products(row, book.center, c + 4, book.d), products(row, book.center, c, book.d));
+        scores = _mm256_sub_ps(scores, _mm256_loadu_ps(b.halves + code));  // -infinity behind the last codeword
+        __m128 top = _mm_max_ps(_mm256_castps256_ps128(scores), _mm256_extractf128_ps(scores, 1));
+        top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+        top = _mm_max_ss(top, _mm_movehdup_ps(top));
+        if (_mm_cvtss_f32(top) - error > found.lower) found.lower = _mm_cvtss_f32(top) - error;
+        __m256 high = _mm256_add_ps(scores, _mm256_set1_ps(error));
+        __m256 limit = _mm256_set1_ps(limit_of(book, norm, found.lower));
+        uint32_t near = _mm256_cmp_ps_mask(high, limit, _CMP_NLT_UQ);
+        for (; near; near &= near - 1) {
+            int i = __builtin_ctz(near);
             if (found.count == Candidates::ROOM) settle(book, row, exact, norm, found);
-            found.upper[found.count] = scores[i] + error;
+            found.upper[found.count] = high[i];
             found.codes[found.count++] = code + i;
         }
     }
 }
 
-// Rows at..at+count-1, count <= TILE. False where so many groups would have to be scored that the float32 screen is faster.
+// Rows at..at+count-1, count <= TILE; ahead: rows to be fetched for the next call. False where so many groups would have to be scored that the float32 screen is faster.
 CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& s, const float* x, int64_t* indices, float* distances,
-                                   int64_t at, int64_t count) {
+                                   int64_t at, int64_t count, int64_t ahead) {
     const BytesBook& b = book.bytes;
     int64_t d = book.d, words = fours(d);
     float slope = float_slope(d);
@@ -269,7 +278,10 @@ CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& 
         }
     }
     if (!trusted) return false;
+    const char *next = (const char*)(x + (at + count) * d), *last = next + (count == TILE ? ahead : 0) * d * 4;
+    int64_t bytes = (last - next) / b.group_count + 64;
     for (int64_t g = 0; g < b.group_count; ++g) {
+        for (const char* stop = next + bytes; next < stop && next < last; next += 64) _mm_prefetch(next, _MM_HINT_T1);
         __m512 best[SETS];
         for (int i = 0; i < SETS; ++i) best[i] = _mm512_set1_ps(-__builtin_inff());
         int64_t from = g * b.codes_per_group, to = from + b.codes_per_group < b.code_count ? from + b.codes_per_group : b.code_count;

@@ -253,7 +253,8 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
         s.layout(book, (char*)scratch + float_scratch(book));
         for (int64_t at = start; at < stop; at += TILE) {
             int64_t count = stop - at < TILE ? stop - at : TILE;
-            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, at, count)) continue;
+            int64_t ahead = stop - at - count < TILE ? stop - at - count : TILE;
+            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, at, count, ahead)) continue;
             *s.skip = *s.skip ? *s.skip - 1 : BYTES_SKIP;
             rows_by_floats(book, floats, x, indices, distances, at, at + count);
         }

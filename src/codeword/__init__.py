@@ -15,10 +15,12 @@ _NAMES = {
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
+    "SAQ": "quantizers.saq", "CAQ": "quantizers.caq",
     "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
     "RaBitQ": "quantizers.rabitq",
     "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
     "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
+    "ECSQ": "quantizers.ecsq",
     "Index": "search.index", "load": "io.objects",
 }
 

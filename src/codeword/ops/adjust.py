@@ -33,7 +33,8 @@ TRIALS = (((1, 0), (0, 1), (0, 1.1), (0, 0.9)), ((1, 0), (0.98, 0), (1.02, 0), (
 _LARGEST = torch.finfo(torch.float32).max
 
 
-def adjust_code(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], rounds: int, steps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def adjust_code(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], rounds: int,
+                steps: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codes (n, d), uint8 or with more than 8 bits uint16, of rows float32 (n, d) cut into segments of the given ``lengths`` and
     ``bits`` (1..13), and sums float64 (n, segments, 3): N, D, |x|^2. At most ``rounds`` sweeps; ``steps`` float64 (n, segments) replace
     the start's. Code c of b bits stands for c - (2^b - 1)/2, half of the odd coordinate. NaN counts as 0."""

@@ -3,11 +3,10 @@
 Both halves of an alternation that never makes the error worse:
 
     codes      min_i |x - sum_m c^m_{i_m}|^2 for every row                                                 ``ops.additive_search``
-    codebooks  min_C |X - B C|^2 + lambda |C - C_old|^2:  (B'WB + lambda I) D = B'W (X - B C_old),  C = C_old + D
+    codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``least_squares``
 
-B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since constants
-can move from one codebook to another; the term with lambda, which holds codewords where they were, makes the solution unique and
-keeps the objective from rising. Distances are in units of the codebooks' largest entry and from the mean of the first codebook, so
+B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since
+constants can move from one codebook to another; the ridge makes the solution unique. Distances are in units of the codebooks' largest entry and from the mean of the first codebook, so
 neither scale nor offset of the data costs precision.
 """
 
@@ -24,7 +23,8 @@ from codeword.errors import CodewordError, Unsupported
 from codeword.ops.additive import MOST_CODEBOOKS, WIDTH
 from codeword.parts import random
 from codeword.parts import rows as row_sums
-from codeword.parts.kmeans import ROWS_PER_CENTROID, kmeans
+from codeword.parts.kmeans import ROWS_PER_CENTROID
+from codeword.parts.progressive import progressive_kmeans
 from codeword.parts.threads import one_thread
 
 MOST_ENTRIES = 1 << 28
@@ -141,7 +141,7 @@ def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: in
     states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
     for m in range(num_codebooks):
         left, mass = _left_over(books[:m], rows, states.codes, weights, codebook_size, seed + m)
-        result = kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
+        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
         books[m], repaired = result.centroids, repaired + result.repaired
         table = tables(books[:m + 1], first=m, exponent=exponent)
         exponent = table.exponent
@@ -163,26 +163,22 @@ def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
     return total
 
 
-def least_squares(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None, damping: float) -> Tensor:
-    """The codebooks (M, K, d) that serve ``codes`` (n, M) of ``rows`` (n, d) best, held to where they were by ``damping`` rows a codeword."""
-    count, size, dim = codebooks.shape
+def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:
+    """The codebooks (M, K, d) for ``codes`` (n, M) of centred ``rows`` (n, d): min_C |X - B C|^2 + ridge |C|^2."""
+    count = codes.shape[1]
     codes = codes.to(torch.int64)
-    scale = 1.0 if weights is None else float(weights.double().mean())
-    missed = rows - decode(codebooks, codes)
-    sums = torch.cat([ops.segment_sum(missed, codes[:, m], size, weights)[0] for m in range(count)])
+    sums = torch.cat([ops.segment_sum(rows, codes[:, m], size, weights)[0] for m in range(count)])
     normal = _meetings(codes, size, weights)
-    normal.diagonal().add_(damping * scale)
+    normal.diagonal().add_(ridge if weights is None else ridge * float(weights.double().mean()))
     with one_thread():
         factor = torch.linalg.cholesky(normal)
-        change = torch.cholesky_solve(sums, factor)
-    return (codebooks.double() + change.reshape(count, size, dim)).float()
+        return torch.cholesky_solve(sums, factor).reshape(count, size, -1).float()
 
 
 def mean_error(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
     """Weighted mean of |x - x^|^2, the same for any number of threads."""
-    missed = (rows - decode(codebooks, codes))
-    errors = row_sums.dot(missed, missed)
     with one_thread():
+        errors = (rows - decode(codebooks, codes)).double().square().sum(1)
         return float(errors.mean() if weights is None else (errors * weights.double()).sum() / weights.double().sum())
 
 

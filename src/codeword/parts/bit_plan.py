@@ -49,13 +49,23 @@ def bit_plan(variances: Sequence[float] | np.ndarray, budget: int, *, granularit
     return _walk(choice, edges, end, unit, overhead)
 
 
+def flat_plan(dim: int, budget: int, *, granularity: int, overhead: int, max_bits: int = MAX_BITS) -> Plan:
+    """The plan for equal variances: all dimensions alike, the first ones with a bit more where that fits."""
+    bits = min(max(budget - overhead, 0) // dim, max_bits)
+    first = block_edges(dim, granularity)[1]
+    longer = 0 if bits == max_bits else max(budget - 2 * overhead - dim * bits, 0) // first * first
+    if bits == 0:
+        longer = max(longer, first)
+    return tuple((length, b) for length, b in ((longer, bits + 1), (dim - longer, bits)) if length)
+
+
 def block_edges(dim: int, granularity: int) -> list[int]:
     """0, granularity, 2 granularity, ..., dim; multiples of it where there would be more than ``MAX_BLOCKS`` blocks."""
     step = granularity * math.ceil(dim / (granularity * MAX_BLOCKS))
     return [*range(0, dim, step), dim]
 
 
-def plan_bits(plan: Plan, overhead: int) -> int:
+def plan_bits(plan: Sequence[Sequence[int]], overhead: int) -> int:
     """Bits a vector takes."""
     return sum(length * bits + overhead for length, bits in plan if bits)
 

@@ -104,9 +104,7 @@ class OPQ(Quantizer):
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K) of the rotated queries, as PQ's."""
-        factor = lookup.require_metric(metric, self.name)
-        turned = ops.project(queries.float(), self.rotation).reshape(len(queries), self.num_codebooks, -1)
-        return lookup.Query(ops.lut_tables(turned, self.codebooks, factor, metric == "l2"), metric)
+        return lookup.slice_tables(ops.project(queries.float(), self.rotation), self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)

@@ -32,7 +32,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts import arrays, random
-from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, plan_bits
+from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, flat_plan, plan_bits
 from codeword.parts.pca import pca
 from codeword.parts.rows import dot, power
 from codeword.quantizer import Codes, Quantizer
@@ -62,7 +62,7 @@ class Segment(NamedTuple):
 
 class SAQ(Quantizer):
     """dim; total_bits: stored bits a dimension, side information included, fractions too; granularity: segments are multiples of it long;
-    rounds: sweeps over the coordinates; seed: of the rotations. ``plan``: (dimensions, bits) of each segment, known after ``fit``."""
+    rounds: sweeps over the coordinates; seed: of the rotations. ``plan``: (dimensions, bits) of each segment, decided by ``fit``."""
 
     side_dtype = torch.float16
 
@@ -79,7 +79,7 @@ class SAQ(Quantizer):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("axes", torch.zeros(dim, dim))
         self.register_buffer("variances", torch.zeros(dim))
-        self._set_plan(((dim, 0),))
+        self._set_plan(flat_plan(dim, self._budget, granularity=granularity, overhead=SIDE_BITS))
 
     mean: Tensor
     axes: Tensor
@@ -98,6 +98,11 @@ class SAQ(Quantizer):
             granularity = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or 2 * min(size, dim) <= room)
         return cls(dim=dim, total_bits=bits, granularity=granularity, rounds=rounds, seed=seed)
 
+    @property
+    def _budget(self) -> int:
+        """Bits a vector for segments."""
+        return math.floor(self.total_bits * self.dim + 1e-9) - SIDE_BITS
+
     def _set_plan(self, plan: Plan) -> None:
         """What follows from a plan, with room for what fitting measures."""
         self.plan = plan
@@ -111,8 +116,7 @@ class SAQ(Quantizer):
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         found = pca(rows, None, weights)
-        budget = math.floor(self.total_bits * self.dim + 1e-9) - SIDE_BITS
-        self._set_plan(bit_plan(found.variances.cpu().numpy(), budget, granularity=self.granularity, overhead=SIDE_BITS))
+        self._set_plan(bit_plan(found.variances.cpu().numpy(), self._budget, granularity=self.granularity, overhead=SIDE_BITS))
         self.gains, self.units = self.gains.to(rows.device), self.units.to(rows.device)
         axes, start = [], 0
         for length, bits in self.plan:
@@ -145,7 +149,7 @@ class SAQ(Quantizer):
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
         indices, _, _, _, side = self._codes(rows)
-        return indices, side
+        return indices, side.float()  # that autocast can join
 
     def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Indices; the rounded scale in y's own size (n, segments), the sums of ``ops.adjust_code`` for it, that size (n,); side."""
@@ -225,10 +229,9 @@ class SAQ(Quantizer):
         plan = structure.get("plan")
         if not (isinstance(plan, list) and 1 <= len(plan) <= self.dim and all(_is_segment(s) for s in plan)
                 and sum(length for length, _ in plan) == self.dim and all(a[1] >= b[1] for a, b in pairwise(plan))
-                and sum(bits == 0 for _, bits in plan) <= 1 and (plan[0][1] > 0) == self.fitted
-                and plan_bits(plan, SIDE_BITS) + SIDE_BITS <= self.total_bits * self.dim + 1):
-            raise FormatError("config", f"saq needs a 'plan' of [dimensions, bits] that add up to {self.dim} dimensions, bits falling within "
-                                        f"0..{MAX_BITS} and total_bits, got {str(plan)[:80]}")
+                and sum(bits == 0 for _, bits in plan) <= 1 and plan[0][1] > 0 and plan_bits(plan, SIDE_BITS) <= self._budget):
+            raise FormatError("config", f"saq needs a 'plan' of [dimensions, bits] that add up to {self.dim} dimensions, bits falling "
+                                        f"within 0..{MAX_BITS} and total_bits, got {str(plan)[:80]}")
         self._set_plan(tuple((length, bits) for length, bits in plan))
 
     def check_state(self) -> None:

@@ -224,7 +224,8 @@ class Index:
                 raise CodewordError(f"search got {name}={value!r}; {allowed} is allowed")
         if rerank and not self.reranks:
             raise Unsupported("search got rerank, but this index keeps nothing to re-rank from; build it with rerank_quantizer or store")
-        queries = torch.cat([scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)])
+        blocks = [scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)]
+        queries = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         distances, ids = top_k(schema, self._snapshot(), queries, int(k), int(nprobe), int(rerank), Filter(allow, deny), int(num_threads))
         shape = (*q.shape[:-1], int(k))
         return Hits(arrays.like(distances.reshape(shape), q), arrays.like(ids.reshape(shape), q))
