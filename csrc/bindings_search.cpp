@@ -1,4 +1,4 @@
-// Bindings of lut_scan, grid_code and additive_search.
+// Bindings of lut_scan, lut_tables, grid_code and additive_search.
 #include "bindings_search.h"
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "grid_code/grid_code.h"
 #include "isa.h"
 #include "lut_scan/lut_scan.h"
+#include "lut_tables/lut_tables.h"
 #include "pool.h"
 #include "spans.h"
 
@@ -115,13 +116,17 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(books, entries, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
-    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(product(slots, LUT_QUERIES), static_cast<int64_t>(bytes)))]);
+    const int64_t at_once = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
+    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(rooms, static_cast<int64_t>(bytes)))]);
+    std::unique_ptr<float[]> highs(new float[static_cast<size_t>(product(rooms, k))]);
+    std::unique_ptr<LutCandidate[]> candidates(new LutCandidate[static_cast<size_t>(product(rooms, LUT_WAITING + k))]);
     const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
     std::vector<float> part_distances(static_cast<size_t>(spare));
     std::vector<int64_t> part_rows(static_cast<size_t>(spare));
     std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
     auto start = CODEWORD_PICK(lut_start);
     auto span = CODEWORD_PICK(lut_span);
+    auto settle = CODEWORD_PICK(lut_settle);
     auto merge = CODEWORD_PICK(lut_merge);
     auto finish = CODEWORD_PICK(lut_finish);
     nb::gil_scoped_release release;
@@ -130,10 +135,12 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
         const int num = static_cast<int>(firsts[group + 1] - first);
         LutQuery some[LUT_QUERIES];
         for (int i = 0; i < num; ++i) {
-            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k;
+            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
             some[i] = {};
             some[i].tables = values + q * books * entries;
-            some[i].bytes = rounded.get() + (slot * LUT_QUERIES + i) * static_cast<int64_t>(bytes);
+            some[i].bytes = rounded.get() + room * static_cast<int64_t>(bytes);
+            some[i].highs = highs.get() + room * k;
+            some[i].candidates = candidates.get() + room * (LUT_WAITING + k);
             some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
             some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
             some[i].k = k;
@@ -145,6 +152,7 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
             span(blocks, some, num, from, to, base);
         });
         for (int i = 0; i < num; ++i) {
+            settle(blocks, some[i]);
             if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
             else finish(some[i]);
         }
@@ -206,6 +214,23 @@ void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, 
     });
 }
 
+void lut_tables(In queries, In codebooks, double factor, std::optional<In> first, Out out_, int64_t num_threads) {
+    const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), dim = size("codebooks", codebooks, 1),
+                  entries = size("codebooks", codebooks, 2);
+    const float* from = in<float>("queries", queries, {count, books, dim});
+    const float* words = in<float>("codebooks", codebooks, {books, dim, entries});
+    const double* start = first ? in<double>("first", *first, {books, entries}) : nullptr;
+    float* to = out<float>("out", out_, {count, books, entries});
+    if (factor != -1 && factor != -2) refuse("lut_tables got the factor " + std::to_string(factor) + "; -1 and -2 are allowed");
+    auto kernel = CODEWORD_PICK(lut_tables);
+    const int workers = threads(num_threads);
+    nb::gil_scoped_release release;
+    parallel(books, workers, [&](int64_t m, int) {
+        kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, start ? start + m * entries : nullptr,
+               to + m * entries, books * entries);
+    });
+}
+
 }  // namespace
 
 void bind_search(nb::module_& m) {
@@ -213,6 +238,8 @@ void bind_search(nb::module_& m) {
           nb::arg("assigned"), nb::arg("sweeps"), nb::arg("num_threads"), "Codes and costs hold the start and receive the answer.");
     m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("lut_tables", &lut_tables, nb::arg("queries"), nb::arg("codebooks"), nb::arg("factor"), nb::arg("first").none(), nb::arg("out"),
+          nb::arg("num_threads"));
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 

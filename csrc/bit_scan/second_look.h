@@ -38,7 +38,7 @@ CODEWORD_INLINE Split split(const int16_t* z, int64_t groups, uint8_t* scratch) 
 
 #if defined(__AVX512BW__)
 
-constexpr int64_t CHUNK = 4096;  // pairs of groups whose products, at most 4 * 255 * 255 a lane each, fit 32 bits
+constexpr int64_t CHUNK = 32;  // pairs of groups whose products, at most 4 * 255 * (255 + 256 * 128) a lane each, fit 32 bits
 
 // Where the field of F bits of 64 dimensions lies in two groups that follow each other after STRIDE bytes, each with the fields of the L
 // bits of a value below the eighth that are not in a byte of their own: its bytes in order of dimension, and the shift of each 16 bits.
@@ -68,14 +68,18 @@ CODEWORD_INLINE __m512i field(__m512i bytes) {
 // Top bits of row j for the 64 dimensions that start at planes, of which eights >= 1 blocks exist.
 CODEWORD_INLINE __mmask64 top_bits(const uint8_t* planes, int64_t eights, int j) {
     const __m512i first = _mm512_add_epi8(_mm512_set1_epi32(0x60402000), _mm512_set1_epi8(static_cast<char>(j)));
-    if (eights >= 8) {
-        __m512i a = _mm512_permutex2var_epi8(_mm512_loadu_si512(planes), first, _mm512_loadu_si512(planes + 64));
-        __m512i b = _mm512_permutex2var_epi8(_mm512_loadu_si512(planes + 128), first, _mm512_loadu_si512(planes + 192));
-        __m128i both = _mm_unpacklo_epi32(_mm512_castsi512_si128(a), _mm512_castsi512_si128(b));
-        return _cvtu64_mask64(static_cast<uint64_t>(_mm_cvtsi128_si64(both)));
-    }
-    uint64_t bits = 0;
-    for (int64_t g = 0; g < eights; ++g) bits |= static_cast<uint64_t>(planes[BLOCK * g + j]) << (8 * g);
+    auto four = [&](const uint8_t* at, int64_t count) __attribute__((always_inline)) {  // top bits of the 32 dimensions there
+        __m512i a, b;
+        if (count >= 4) {
+            a = _mm512_loadu_si512(at), b = _mm512_loadu_si512(at + 64);
+        } else {
+            a = _mm512_maskz_loadu_epi8(count >= 2 ? ~0ull : ~0u, at);
+            b = _mm512_maskz_loadu_epi8(count == 3 ? ~0u : 0ull, at + 64);
+        }
+        return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm512_castsi512_si128(_mm512_permutex2var_epi8(a, first, b))));
+    };
+    uint64_t bits = four(planes, eights);
+    if (eights > 4) bits |= static_cast<uint64_t>(four(planes + 4 * BLOCK, eights - 4)) << 32;
     return _cvtu64_mask64(bits);
 }
 
@@ -124,8 +128,8 @@ int64_t dot(const uint8_t* planes, int j, const uint8_t* rest, const Split& quer
             high = _mm512_dpbusd_epi32(high, u, zh);
             low = _mm512_dpbusd_epi32(low, zl, E == 7 ? _mm512_xor_si512(u, _mm512_set1_epi8(-128)) : u);
         }
-        const int64_t sum = sum_lanes(low) + 256 * sum_lanes(high);
-        total += H ? 256 * sum + sum_lanes(byte_low) + 256 * sum_lanes(byte_high) : sum;
+        const int64_t sum = sum_lanes(_mm512_add_epi32(low, _mm512_slli_epi32(high, 8)));
+        total += H ? 256 * sum + sum_lanes(_mm512_add_epi32(byte_low, _mm512_slli_epi32(byte_high, 8))) : sum;
     }
     return total;
 }

@@ -49,7 +49,7 @@ def problem(plan: Plan, l2: bool, rows: int = 460, queries: int = 4, stages: boo
 
 
 @native
-@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan[:4]))
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_kernel_equals_definition(plan: Plan, metric: str) -> None:
     module = dispatch.native()

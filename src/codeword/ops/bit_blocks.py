@@ -71,8 +71,9 @@ def bit_scan(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int
              num_threads: int) -> tuple[Tensor, Tensor]:
     """Distances float32 (q, k) ascending, padded with +inf, and rows int64 (q, k), padded with -1. ``spans`` int64 (q, p, 2) row
     ranges that start at multiples of 32, ``coarse`` float32 (q, p), ``allowed`` bool (rows,) or None."""
-    check_spans("bit_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed)
-    if dispatch.choice("bit_scan", blocks.planes.device) == "native":
+    native = dispatch.choice("bit_scan", blocks.planes.device) == "native"
+    check_spans("bit_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed, native)
+    if native:
         return _native(blocks, query, spans, coarse, k, allowed, num_threads)
     return reference(blocks, query, spans, coarse, k, allowed)
 
@@ -95,11 +96,11 @@ def rounded(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return z1, z, step1, step2
 
 
-def check_spans(op: str, rows: int, queries: int, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None) -> None:
-    """ShapeError where the arguments of a scan of ``rows`` packed rows do not fit."""
+def check_spans(op: str, rows: int, queries: int, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None, native: bool) -> None:
+    """ShapeError where the arguments of a scan of ``rows`` packed rows do not fit. A kernel looks at the spans itself."""
     if spans.ndim != 3 or spans.shape[2] != 2 or coarse.shape != spans.shape[:2] or len(spans) != queries or k < 1:
         raise ShapeError(f"{op} got spans {tuple(spans.shape)}, coarse {tuple(coarse.shape)}, {queries} queries and k={k}")
-    if spans.numel():
+    if not native:
         start, stop = spans[..., 0], spans[..., 1]
         full = start < stop
         if bool((full & ((start < 0) | (stop > rows) | (start % BLOCK != 0))).any()):

@@ -78,10 +78,11 @@ class SegmentBlocks(NamedTuple):
 def segment_scan(blocks: SegmentBlocks, query: SegmentQuery, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
                  num_threads: int) -> tuple[Tensor, Tensor]:
     """Arguments and results as ``bit_blocks.bit_scan``."""
-    bit_blocks.check_spans("segment_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed)
+    native = dispatch.choice("segment_scan", blocks.planes.device) == "native"
+    bit_blocks.check_spans("segment_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed, native)
     if any(not (length >= 1 and 1 <= bits <= 13) for length, bits in blocks.plan):
         raise ShapeError(f"segment_scan got the segments {blocks.plan}; at least one dimension and 1..13 bits are allowed")
-    if dispatch.choice("segment_scan", blocks.planes.device) == "native":
+    if native:
         return _native(blocks, query, spans, coarse, k, allowed, num_threads)
     return reference(blocks, query, spans, coarse, k, allowed)
 

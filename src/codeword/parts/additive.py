@@ -3,12 +3,11 @@
 Both halves of an alternation that never makes the error worse:
 
     codes      min_i |x - sum_m c^m_{i_m}|^2 for every row                                                 ``ops.additive_search``
-    codebooks  min_C |X - B C|^2 + lambda |C - C_old|^2:  (B'WB + lambda I) D = B'W (X - B C_old),  C = C_old + D
+    codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``least_squares``
 
-B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since constants
-can move from one codebook to another; the term with lambda, which holds codewords where they were, makes the solution unique and
-keeps the objective from rising. Distances are in units of the codebooks' largest entry and from the mean of the first codebook, so
-neither scale nor offset of the data costs precision.
+B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since
+constants can move from one codebook to another; the ridge makes the solution unique. The search measures from the mean of the first
+codebook and in units of the codebooks' largest entry, so neither offset nor scale of the data costs precision.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from codeword.errors import CodewordError, Unsupported
 from codeword.ops.additive import MOST_CODEBOOKS, WIDTH
 from codeword.parts import random
 from codeword.parts import rows as row_sums
-from codeword.parts.kmeans import ROWS_PER_CENTROID, kmeans
+from codeword.parts.kmeans import ROWS_PER_CENTROID
+from codeword.parts.progressive import progressive_kmeans
 from codeword.parts.threads import one_thread
 
 MOST_ENTRIES = 1 << 28
@@ -32,13 +32,14 @@ MOST_ENTRIES = 1 << 28
 FARTHEST = 2.0**40
 """Rows farther than this, in units of the codebooks, are brought nearer: their terms stay finite."""
 MOST_STATES = 1024
+"""Widest beam."""
 BLOCK_TERMS = 1 << 22
 """Terms computed at once."""
 
 
 class Tables(NamedTuple):
-    """What the search needs of codebooks: ``books`` (M, K, d) scaled by 2^-exponent, the first one minus ``center`` (d,); of the
-    last P of them ``half`` (P, W) = |c|^2/2, +inf beyond K, and ``gram`` (P, M, K, W) = <c^l_i, c^m_k> at [m, l, i, k]."""
+    """What the search needs of codebooks: ``books`` (M, K, d) times 2^-exponent, the first one minus ``center`` (d,); of the last
+    P of them ``half`` (P, W) = |c|^2/2, +inf beyond K, and ``gram`` (P, M, K, W) = <c^l_i, c^m_k> at [m, l, i, k]."""
 
     books: Tensor
     center: Tensor
@@ -56,7 +57,7 @@ def check_arguments(name: str, dim: int, num_codebooks: int, codebook_size: int,
         raise CodewordError(f"{name} got beam={beam}; 1..{MOST_STATES} are allowed")
     entries = num_codebooks**2 * codebook_size * padded(codebook_size)
     if entries > MOST_ENTRIES and not (name == "rvq" and beam == 1):
-        raise CodewordError(f"{name} got {num_codebooks} codebooks of {codebook_size}, whose table of inner products has {entries} entries; "
+        raise CodewordError(f"{name} got {num_codebooks} codebooks of {codebook_size}, whose table of products has {entries} entries; "
                             f"at most {MOST_ENTRIES} are allowed" + (" (beam=1 needs no table)" if name == "rvq" else ""))
 
 
@@ -67,7 +68,8 @@ def split_for_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
         books = total / width
         if math.isclose(books, round(books), abs_tol=1e-9) and 1 <= books <= MOST_CODEBOOKS:
             return round(books), 1 << width
-    raise Unsupported(f"{name} has no split of {total:g} bits a vector (dim={dim}, bits={bits:g}) in 1..{MOST_CODEBOOKS} indices of 1..10 bits")
+    raise Unsupported(f"{name} got bits={bits:g} at dim={dim}: {total:g} bits a vector are not 1..{MOST_CODEBOOKS} "
+                      "indices of 1..10 bits each")
 
 
 def padded(size: int) -> int:
@@ -91,14 +93,21 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
 
 
 class Remembered:
-    """The tables of the codebooks last asked for. Compares values, so nothing that changes codebooks has to tell."""
+    """Codes of rows, and the tables of the codebooks last asked for: a gram matrix costs more than coding a few rows. Compares values, so
+    nothing that changes codebooks has to tell."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tables] | None = None
 
-    def __call__(self, codebooks: Tensor) -> Tables:
+    def codes(self, codebooks: Tensor, rows: Tensor, *, beam: int, sweeps: int = 1) -> Tensor:
+        """int32 (n, M): the best state of ``search``."""
+        codebooks, rows = codebooks.detach(), rows.detach()
+        if torch.compiler.is_compiling() or type(rows) is not Tensor:
+            return _codes(codebooks, rows, beam, sweeps)
+        return search(self.tables(codebooks), rows, beam=beam, sweeps=sweeps).codes[:, 0]
+
+    def tables(self, codebooks: Tensor) -> Tables:
         last = self._last
-        codebooks = codebooks.detach()
         if last is not None and last[0].device == codebooks.device and torch.equal(last[0], codebooks):
             return last[1]
         made = tables(codebooks)
@@ -108,8 +117,19 @@ class Remembered:
     def __deepcopy__(self, memo: dict) -> Remembered:
         return Remembered()
 
-    def __getstate__(self) -> dict:
-        return {"_last": None}
+    def __reduce__(self) -> tuple:
+        return Remembered, ()
+
+
+@torch.library.custom_op("codeword::additive_codes", mutates_args=())
+def _codes(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
+    """For torch.compile and export, which cannot look into tables."""
+    return search(tables(codebooks), rows, beam=beam, sweeps=sweeps).codes[:, 0].contiguous()
+
+
+@_codes.register_fake
+def _(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
+    return rows.new_empty(len(rows), len(codebooks), dtype=torch.int32)
 
 
 def search(table: Tables, rows: Tensor, start: ops.States | None = None, *, beam: int, sweeps: int = 1) -> ops.States:
@@ -141,7 +161,7 @@ def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: in
     states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
     for m in range(num_codebooks):
         left, mass = _left_over(books[:m], rows, states.codes, weights, codebook_size, seed + m)
-        result = kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
+        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
         books[m], repaired = result.centroids, repaired + result.repaired
         table = tables(books[:m + 1], first=m, exponent=exponent)
         exponent = table.exponent
@@ -163,26 +183,22 @@ def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
     return total
 
 
-def least_squares(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None, damping: float) -> Tensor:
-    """The codebooks (M, K, d) that serve ``codes`` (n, M) of ``rows`` (n, d) best, held to where they were by ``damping`` rows a codeword."""
-    count, size, dim = codebooks.shape
+def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:
+    """The codebooks (M, K, d) for ``codes`` (n, M) of centred ``rows`` (n, d): min_C |X - B C|^2 + ridge |C|^2."""
+    count = codes.shape[1]
     codes = codes.to(torch.int64)
-    scale = 1.0 if weights is None else float(weights.double().mean())
-    missed = rows - decode(codebooks, codes)
-    sums = torch.cat([ops.segment_sum(missed, codes[:, m], size, weights)[0] for m in range(count)])
+    sums = torch.cat([ops.segment_sum(rows, codes[:, m], size, weights)[0] for m in range(count)])
     normal = _meetings(codes, size, weights)
-    normal.diagonal().add_(damping * scale)
+    normal.diagonal().add_(ridge if weights is None else ridge * float(weights.double().mean()))
     with one_thread():
         factor = torch.linalg.cholesky(normal)
-        change = torch.cholesky_solve(sums, factor)
-    return (codebooks.double() + change.reshape(count, size, dim)).float()
+        return torch.cholesky_solve(sums, factor).reshape(count, size, -1).float()
 
 
 def mean_error(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
     """Weighted mean of |x - x^|^2, the same for any number of threads."""
-    missed = (rows - decode(codebooks, codes))
-    errors = row_sums.dot(missed, missed)
     with one_thread():
+        errors = (rows - decode(codebooks, codes)).double().square().sum(1)
         return float(errors.mean() if weights is None else (errors * weights.double()).sum() / weights.double().sum())
 
 
@@ -213,9 +229,10 @@ def _meetings(codes: Tensor, size: int, weights: Tensor | None) -> Tensor:
     normal = torch.zeros(count, size, count, size, dtype=torch.float64, device=codes.device)
     weights = None if weights is None else weights.double()
     for m in range(count):
-        for l in range(m + 1):
-            pairs = torch.bincount(codes[:, l] * size + codes[:, m], weights=weights, minlength=size * size).double().reshape(size, size)
-            normal[l, :, m], normal[m, :, l] = pairs, pairs.mT
+        for other in range(m + 1):
+            pairs = torch.bincount(codes[:, other] * size + codes[:, m], weights=weights, minlength=size * size)
+            normal[other, :, m] = pairs.reshape(size, size)
+            normal[m, :, other] = normal[other, :, m].mT
     return normal.reshape(count * size, count * size)
 
 

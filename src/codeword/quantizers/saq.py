@@ -223,6 +223,10 @@ class SAQ(Quantizer):
                  for segment in self.segments(codes)]
         return (residual * residual.abs() + torch.stack(coded).sum(0)).clamp(min=0)
 
+    def coordinates(self, queries: Tensor) -> Tensor:
+        """A (q - mean), float32 (n, coded dimensions): what the segments' points are multiplied with."""
+        return ops.project((queries.float() - self.mean).clamp(-LARGEST, LARGEST), self.axes[:len(self.levels)])
+
     # ------------------------------------------------------------------ Scannable
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
