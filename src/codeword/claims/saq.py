@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def _cosine(sums: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- error
 
 
-def _estimates(quantizer: SAQ | CAQ | RaBitQ, setting: Setting) -> tuple[Tensor, Tensor]:
+def _estimates(quantizer: Any, setting: Setting) -> tuple[Tensor, Tensor]:
     """Estimated and true squared distances of QUERIES x ROWS pairs, float64."""
     rows, queries = setting.train[:ROWS], setting.test[:QUERIES]
     found = quantizer.scan(quantizer.pack(quantizer.encode(rows)), quantizer.prepare(queries, "l2"), 0, len(rows))[0]

@@ -241,10 +241,11 @@ class SAQ(Quantizer):
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """Planes, lower bits and factors of ``codes`` (rows, positions) relative to ``given`` (rows, dim), one point a block of 32 rows."""
         self._require_fitted("pack")
+        assert codes.side is not None
         point = torch.zeros(1, self.dim) if given is None else arrays.as_tensor(given).float()
         point = point.to(self.device).expand(len(codes.indices), self.dim)
         step = BLOCK * max(1, arrays.block_rows(self.dim) // (4 * BLOCK))
-        parts = [self._pack_some(Codes(*(part[i:i + step] for part in codes[:2])), point[i:i + step])
+        parts = [self._pack_some(Codes(codes.indices[i:i + step], codes.side[i:i + step]), point[i:i + step])
                  for i in range(0, max(1, len(codes.indices)), step)]
         tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return Packed(tensors, len(tensors["planes"]) * BLOCK)
