@@ -6,7 +6,7 @@ stage by stage is greedy; a beam keeps the ``beam`` best codes after each stage 
     r_0 = x,   i_m = argmin_k |r_{m-1} - c^m_k|^2,   r_m = r_{m-1} - c^m_{i_m},   x^ = sum_m c^m_{i_m}                beam 1
     loss = sum_m |sg(r_{m-1}) - c^m_{i_m}|^2 + beta |r_{m-1} - sg(c^m_{i_m})|^2                          (means over all elements)
 
-``fit`` is k-means stage by stage on what the beam's codes leave over. Stages are ordered: a prefix of a code is a coarser code.
+``fit`` is k-means stage by stage on what the beam's best codes leave over. Stages are ordered: a prefix of a code is a coarser code.
 In a network all stages follow the gradient of the loss, and the straight-through gradient passes once, on the sum.
 
 Cost: M K d multiply-adds a vector and, with a beam, beam M^2 K / 2 additions of table entries (``ops.additive_search``) instead of the
