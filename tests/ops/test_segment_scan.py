@@ -39,7 +39,7 @@ def problem(plan: Plan, l2: bool, rows: int = 460, queries: int = 4, stages: boo
     scalars = [torch.rand(queries, generator=g)]
     for s, (_, bits) in enumerate(plan):
         unseen = torch.full((queries,), 0.2 * (len(plan) - s)) if stages else torch.full((queries,), torch.inf)
-        scalars += [torch.full((queries,), 0.02), torch.full((queries,), 0.02 / 31 * 0.03 / 2**bits * 2), torch.full((queries,), 0.01), unseen]
+        scalars += [torch.full((queries,), value) for value in (0.02, 0.02 / 31 * 0.06 / 2**bits, 0.01)] + [unseen]
     query = SegmentQuery(z1.to(torch.int8), torch.cat(z, 1).to(torch.int16) if z else torch.zeros(queries, 0, dtype=torch.int16),
                          torch.stack(scalars, 1), torch.ones(queries), l2)
     spans = torch.tensor([[0, 64], [64, 224], [224, rows]]).expand(queries, 3, 2).clone()

@@ -29,7 +29,8 @@ def self_check() -> dict[str, bool]:
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan, cut = bit_blocks.example(generator), segment_blocks.example(generator)
-    cut_query = (x[:5, :70].contiguous(), x[:5], x[:5, 0].contiguous(), x[:5, 1], ((40, 5), (30, 1)), torch.full((3, 2), 0.3).double(), True)
+    constants = torch.full((3, 2), 0.3, dtype=torch.float64)
+    cut_query = (x[:5, :70].contiguous(), x[:5], x[:5, 0].contiguous(), x[:5, 1], ((40, 5), (30, 1)), constants, True)
     tables = lut_blocks.example(generator)
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256

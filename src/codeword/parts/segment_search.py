@@ -7,7 +7,7 @@ With c a list's centroid, m the mean, c' = c + m, y = A (x - c') and z = A (q - 
 
 so one prepared query serves every list. The top bits alone estimate the same with the signs in place of x_s, about the refined value:
 
-    kappa1_s = kappa_s |x_s|^2 / <signs, x_s>            misses it by 2 kappa1_s sin_s sqrt(n_s)/2 |w_s| / sqrt(n_s - 1) in a random direction
+    kappa1_s = kappa_s |x_s|^2 / <signs, x_s>            misses it by noise of length kappa1_s sin_s sqrt(n_s)/2, at random
     sin_s^2 = SIGN_NOISE[bits]: of the angle between the signs and a grid code of a rotated segment
 
 and before its code is read a segment's <y_s, w_s> is unknown with mean 0 and variance |w_s|^2 v_s / n_s (v_s: the segment's share of the
@@ -47,8 +47,8 @@ def _add_rescale(points: Tensor, kappa: Tensor, turned: Tensor) -> Tensor:
 
 def query_of(z: Tensor, centred: Tensor, plan: Plan, variances: Tensor, towards: Tensor, norms: Tensor, l2: bool, slack: float,
              deviations: float | None) -> SegmentQuery:
-    """``z`` (q, coded dimensions) of ``centred`` (q, dim); ``variances`` float64 (S,) sums v_s; ``towards`` <q, m>; ``slack``, ``deviations``: standard deviations of the bounds that read bits and of the one that reads
-    none (None: it is not used)."""
+    """``z`` (q, coded dimensions) of ``centred`` (q, dim); ``variances`` float64 (S,) sums v_s; ``towards`` <q, m>; ``slack``,
+    ``deviations``: standard deviations of the bounds that read bits and of the one that reads none (None: it is not used)."""
     n = torch.tensor([length for length, _ in plan], dtype=torch.float64, device=z.device)
     noise = torch.tensor([SIGN_NOISE[bits] for _, bits in plan], dtype=torch.float64, device=z.device)
     noise = slack**2 * noise * n / (4 * (n - 1).clamp(min=1))
