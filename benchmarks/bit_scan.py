@@ -131,15 +131,21 @@ def main() -> None:
                             "calls": "single" if single else "batch", "ours_ns": round(wall * unit, 3),
                             "theirs_ns": round(their_wall * unit, 3), "ratio": round(their_wall / wall, 2),
                             "cpu_ns": round(cpu * unit, 3), "their_cpu_ns": round(their_cpu * unit, 3),
-                            "cpu_ratio": round(their_cpu / cpu, 2), "first_bytes": first, "gbps": round(gbps, 1), "stream_gbps": round(fast, 1), "share": round(gbps / fast, 2) if single else "",
+                            "cpu_ratio": round(their_cpu / cpu, 2), "first_bytes": first, "gbps": round(gbps, 1),
+                            "stream_gbps": round(fast, 1), "share": round(gbps / fast, 2) if single else "",
                             "load": round(os.getloadavg()[0], 1)})
                         print(" ".join(f"{key}={table[-1][key]}" for key in FIELDS), flush=True)
             del ours, theirs
-    if not options.quick:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+            if not options.quick:
+                write(options.out, table)
+
+
+def write(path: Path, table: list[dict]) -> None:
+    """The rows so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(table)
 
 
 if __name__ == "__main__":

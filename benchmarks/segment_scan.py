@@ -2,10 +2,12 @@
 
     python benchmarks/segment_scan.py VECTORS.npy [--quick] [--out results/segment_scan.csv]
 
-codeword.Index over 20,000 rows, squared L2, 200 queries, k = 10, one thread; 16 lists are probed where there are lists. deviations: how
-many standard deviations SAQ allows a segment whose bits it has not read (the paper's m; "off" never stops there). recall is by true neighbours.
-us: median microseconds of processor time a query, all in one call; scan_us: of search_spans alone over all rows (flat only).
-plan: dimensions x bits of each segment. bytes: codes, factors and ids a vector.
+codeword.Index over 20,000 rows, squared L2, 200 queries, k = 10, one thread; 16 lists are probed where there are lists.
+
+    deviations    standard deviations SAQ allows a segment whose bits it has not read (the paper's m); "off": any
+    recall        by true neighbours
+    us            median microseconds of processor time a query, all in one call; scan_us: of search_spans alone over all rows (flat only)
+    bytes         codes, factors and ids a vector; plan: dimensions x bits of each segment
 """
 
 from __future__ import annotations
@@ -71,11 +73,16 @@ def main() -> None:
                         "scan_us": round(flat_scan(index, queries), 1) if nlist is None else "", "bytes": round(index.bytes_per_vector, 1),
                         "plan": " ".join(f"{n}x{b}" for n, b in getattr(quantizer, "plan", ())), "load": round(os.getloadavg()[0], 1)})
                     print(" ".join(f"{key}={table[-1][key]}" for key in FIELDS), flush=True)
-    if not options.quick:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+                if not options.quick:
+                    write(options.out, table)
+
+
+def write(path: Path, table: list[dict]) -> None:
+    """The rows so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(table)
 
 
 def flat_scan(index: codeword.Index, queries: torch.Tensor) -> float:

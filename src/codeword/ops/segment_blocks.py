@@ -101,7 +101,8 @@ def prepare(z: Tensor, centred: Tensor, towards: Tensor, norms: Tensor, plan: Pl
     wide = torch.empty(len(z), sum(GROUP * -(-length // GROUP) for length, bits in plan if bits > 1), dtype=torch.int16)
     scalars = torch.empty(len(z), 1 + SCALARS * len(plan))
     module.segment_query(z.numpy(), centred.contiguous().numpy(), towards.contiguous().numpy(),
-                         torch.tensor(plan, dtype=torch.int64).numpy(), constants.contiguous().numpy(), l2, z1.numpy(), wide.numpy(), scalars.numpy(), dispatch.num_threads())
+                         torch.tensor(plan, dtype=torch.int64).numpy(), constants.contiguous().numpy(), l2,
+                         z1.numpy(), wide.numpy(), scalars.numpy(), dispatch.num_threads())
     return SegmentQuery(z1, wide, scalars, norms, l2)
 
 
