@@ -29,6 +29,8 @@ def self_check() -> dict[str, bool]:
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan, cut = bit_blocks.example(generator), segment_blocks.example(generator)
+    constants = torch.full((3, 2), 0.3, dtype=torch.float64)
+    cut_query = (x[:5, :70].contiguous(), x[:5], x[:5, 0].contiguous(), x[:5, 1], ((40, 5), (30, 1)), constants, True)
     tables = lut_blocks.example(generator)
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
@@ -49,6 +51,7 @@ def self_check() -> dict[str, bool]:
         "bit_query": (lambda: bit_blocks.prepare(x[:5], codebook[0], signs, 5, 1.9, True)[:4],
                       lambda: bit_blocks.prepare_reference(x[:5], codebook[0], signs, 5, 1.9, True)[:4]),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
+        "segment_query": (lambda: segment_blocks.prepare(*cut_query)[:4], lambda: segment_blocks.prepare_reference(*cut_query)[:4]),
         "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "lut_tables": (lambda: lut_blocks.lut_tables(*slices), lambda: lut_blocks.tables_reference(*slices)),
