@@ -2,12 +2,13 @@
 
     python benchmarks/kmeans.py --data FOLDER [--threads 2] [--quick] [--out results/kmeans.csv]
 
-FOLDER holds mnist784.npz and minilm_sentences.f16.npy (pixels and sentence embeddings). faiss runs its iterations on all rows; the error of
-its final centroids is the goal (mean exact squared distance, float64, outside of the time). Ours runs as many iterations as it needs to
-get there, tolerance 0, from the same rows. Both alternate. Columns: data; shape; isa; threads; faiss_seconds and seconds (medians of five:
-processor time of the thread for one thread, else wall clock); ratio of the medians; least and most ratio of the pairs; iterations and faiss_iterations; error / faiss's; plus_plus: error
-after faiss's number of iterations from a k-means++ start / faiss's; plus_plus_seconds: of that start alone. Rows of slices are the sum over
-the first slices of that width, 256 centroids each, as product quantization fits them.
+FOLDER holds mnist784.npz and minilm_sentences.f16.npy (pixels and sentence embeddings). faiss runs its iterations on all rows; the error
+of its final centroids is the goal (mean exact squared distance, outside of the time). Ours runs as many iterations as it needs to get
+there, tolerance 0, from the same rows. Both alternate. Columns: data; shape; isa; threads; faiss_seconds and seconds (medians of five:
+processor time of the thread for one thread, else wall clock); ratio of the medians; least and most ratio of the pairs; iterations and
+faiss_iterations; error / faiss's; plus_plus: error after faiss's number of iterations from a k-means++ start / faiss's;
+plus_plus_seconds: of that start alone. Rows of slices are the sum over twelve slices of that width, 256 centroids each, as product
+quantization fits them.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def cases(data: pathlib.Path, quick: bool) -> Iterator[tuple[str, list[np.ndarra
         yield name, [x], 256 if quick else 1024, 10
         for width in (4, 8) if name == "minilm" else (8,):
             middle = x.shape[1] // 2 // width * width
-            yield f"{name} slices", [np.ascontiguousarray(x[:, middle + i * width:middle + (i + 1) * width]) for i in range(SLICES)], 256, 25
+            slices = [np.ascontiguousarray(x[:, middle + i * width:middle + (i + 1) * width]) for i in range(SLICES)]
+            yield f"{name} slices", slices, 256, 25
 
 
 def main() -> None:
@@ -125,8 +127,8 @@ def main() -> None:
             module.set_isa(isa)
             row = (name, shape, isa, arguments.threads, *compare(parts, k, iterations, 1 if arguments.quick else 5))
             rows.append(row)
-            print(f"{name:14} {shape:26} {isa:7} faiss {row[4]:7.3f} s  ours {row[5]:7.3f} s  ratio {row[6]:.3f} ({row[7]:.3f}..{row[8]:.3f})  "
-                  f"iterations {row[9]} / {row[10]}  error {row[11]:.6f}  k-means++ {row[12]:.4f} ({row[13]:.2f} s)", flush=True)
+            print(f"{name:14} {shape:26} {isa:7} faiss {row[4]:7.3f} s  ours {row[5]:7.3f} s  "
+                  f"ratio {row[6]:.3f} ({row[7]:.3f}..{row[8]:.3f})  iterations {row[9]} / {row[10]}  error {row[11]:.6f}  k-means++ {row[12]:.4f} ({row[13]:.2f} s)", flush=True)
     module.set_isa("")
     if arguments.quick and arguments.out == parser.get_default("out"):
         return

@@ -1,4 +1,4 @@
-"""``ops.nearest`` beside torch's bare float32 matrix product: 
+"""``ops.nearest`` beside torch's bare float32 matrix product.
 
     python benchmarks/nearest.py --data FOLDER [--quick] [--out results/nearest.csv]
 
