@@ -51,7 +51,9 @@ def theirs(x: np.ndarray, start: np.ndarray, iterations: int) -> tuple[float, np
     now = clock()
     begin = now()
     solver.train(x, init_centroids=start)
-    return now() - begin, solver.centroids
+    elapsed = now() - begin
+    assert solver.centroids is not None
+    return elapsed, solver.centroids
 
 
 def ours(x: Tensor, start: Tensor, iterations: int) -> tuple[float, KMeans]:
@@ -128,7 +130,8 @@ def main() -> None:
             row = (name, shape, isa, arguments.threads, *compare(parts, k, iterations, 1 if arguments.quick else 5))
             rows.append(row)
             print(f"{name:14} {shape:26} {isa:7} faiss {row[4]:7.3f} s  ours {row[5]:7.3f} s  "
-                  f"ratio {row[6]:.3f} ({row[7]:.3f}..{row[8]:.3f})  iterations {row[9]} / {row[10]}  error {row[11]:.6f}  k-means++ {row[12]:.4f} ({row[13]:.2f} s)", flush=True)
+                  f"ratio {row[6]:.3f} ({row[7]:.3f}..{row[8]:.3f})  iterations {row[9]} / {row[10]}  "
+                  f"error {row[11]:.6f}  k-means++ {row[12]:.4f} ({row[13]:.2f} s)", flush=True)
     module.set_isa("")
     if arguments.quick and arguments.out == parser.get_default("out"):
         return

@@ -240,7 +240,8 @@ bool nearest_tracked(In x_, In codebook_, std::optional<In> shifts_, Out indices
     float* bounds = out<float>("bounds", bounds_, {n, groups});
     int count = threads(num_threads);
     for (int64_t i = 0; shifts && i < n; ++i)
-        if (indices[i] < 0 || indices[i] >= k) refuse("indices has " + std::to_string(indices[i]) + "; 0.." + std::to_string(k - 1) + " are allowed");
+        if (indices[i] < 0 || indices[i] >= k)
+            refuse("indices has " + std::to_string(indices[i]) + "; 0.." + std::to_string(k - 1) + " are allowed");
     auto first = CODEWORD_PICK(nearest_rows);
     auto track = CODEWORD_PICK(nearest_track);
     nb::gil_scoped_release release;

@@ -29,6 +29,6 @@ from codeword.ops.functions import (
 from codeword.ops.grid import grid_code
 
 __all__ = [
-    "INDEX_DTYPES", "Nearest", "SegmentSum", "Tracker", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "native_info",
-    "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
+    "INDEX_DTYPES", "Nearest", "SegmentSum", "Tracker", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard",
+    "native_info", "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
 ]
