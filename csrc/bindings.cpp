@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "bindings_search.h"
+#include "bindings_e8.h"
 #include "hadamard/hadamard.h"
 #include "isa.h"
 #include "nearest/nearest.h"
@@ -419,7 +420,10 @@ NB_MODULE(_native, m) {
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });
     m.def("workers", &workers, "Threads the pool has started in this process.");
 
+    bind_adjust(m);
+    bind_bits(m);
     bind_search(m);
+    bind_e8(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
     m.def("nearest_group", &nearest_group_codes, nb::arg("k"), nb::arg("d"), "Codewords a group of nearest_tracked; 0: not tracked.");

@@ -176,7 +176,7 @@ NOT_MAPPED = _set("vectors", 0, float("inf"))
 LIES = [
     ("rows", _set("ids", 0, 10**9), "value"), ("rows", _set("ids", 1, -1), "value"), ("rows", _set("ids", 1, -5), "value"),
     ("rows", _set("starts", 0, 32), "value"), ("rows", _set("starts", 1, 2**62), "value"), ("rows", _set("counts", 0, -1), "value"),
-    ("rows", _set("counts", 0, 2**62), "value"), ("rows", _set("scan.indices", 0, 11), "value"),
+    ("rows", _set("counts", 0, 2**62), "value"), ("rows", _set("scan.codes", (0, 0, 0), 0xBB), "value"),
     ("rows", _set("scan.row_terms", 0, float("nan")), "value"), ("rows", NOT_MAPPED, "value"),
     ("rows", _cast("ids", torch.int32), "dtype"), ("rows", lambda t, h: t.pop("ids"), "missing-key"),
     ("rows", lambda t, h: t.update(more=torch.zeros(3)), "unknown-key"), ("rows", lambda t, h: h.update(slots=64), "shape"),

@@ -4,122 +4,97 @@ A vector is cut into ``num_codebooks`` slices of equal width; each slice is quan
 
     x = [x^1 ... x^M],   i_m = argmin_k |x^m - c^m_k|^2,   x^ = [c^1_{i_1} ... c^M_{i_M}]
 
-Distances to a query come from M tables: |q - x^|^2 = sum_m T_m[i_m], T_m[k] = |q^m - c^m_k|^2 (asymmetric distance computation).
+Distances to a query come from M tables (asymmetric distance computation), the part that no row shares taken out; c: a list's point:
+
+    |q - c - x^|^2 = |q - c|^2 + sum_m T_m[i_m] + 2<c, x^>,   T_m[k] = |c^m_k|^2 - 2<q^m, c^m_k>
+
 Cost: encode K d multiply-adds a vector; M look-ups a distance. Bits: M ceil(log2 K), no side information; K d floats shared.
 ``Product`` of VQs is the same object slice by slice; this class exists because the tables make it fast.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from codeword import ops
-from codeword.errors import CodewordError, Unsupported
-from codeword.parts import arrays, scan
-from codeword.parts.kmeans import kmeans
-from codeword.quantizer import BLOCK, Codes, Packed, Quantizer, Report
+from codeword.parts import anisotropic, lookup, quadratic, slices
+from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 
 class PQ(Quantizer):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed."""
 
-    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0) -> None:
+    takes_metric = True
+    later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
+
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0,
+                 anisotropy: float = 0.0) -> None:
         super().__init__()
-        if num_codebooks < 1 or dim < 1 or dim % num_codebooks:
-            raise CodewordError(f"pq got dim={dim} and num_codebooks={num_codebooks}; a divisor of dim is needed")
-        if not 2 <= codebook_size <= 1 << 16:
-            raise CodewordError(f"pq got codebook_size={codebook_size}; 2..65536 are allowed")
+        slices.check_shape("pq", dim, num_codebooks, codebook_size)
+        anisotropic.check_threshold("pq", anisotropy)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
-        self.iterations, self.seed = iterations, seed
+        self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy
+        self.weighs_rows = anisotropy > 0
         self.levels = (codebook_size,) * num_codebooks
         self.codebooks: Tensor
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0, anisotropy: float = 0.0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
-        for width in (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1):
-            books = bits * dim / width
-            if books >= 1 and math.isclose(books, round(books), abs_tol=1e-9) and dim % round(books) == 0:
-                return cls(dim=dim, num_codebooks=round(books), codebook_size=1 << width, iterations=iterations, seed=seed)
-        raise Unsupported(f"pq has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
+        books, size = slices.split_bits("pq", dim, bits)
+        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        repaired = 0
-        for m, part in enumerate(rows.split(self.dim // self.num_codebooks, dim=1)):
-            result = kmeans(part.contiguous(), self.codebook_size, iterations=self.iterations, seed=self.seed + m, weights=weights)
-            self.codebooks[m] = result.centroids
-            repaired += result.repaired
-        if repaired:
-            self.report = Report(self.report, repaired_codewords=repaired)
+        found = slices.learn(rows, self.num_codebooks, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)
+        self.codebooks.copy_(found.codebooks)
+        if found.repaired:
+            self.report = Report(self.report, repaired_codewords=found.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        slices = rows.split(self.dim // self.num_codebooks, dim=1)
-        return torch.stack([ops.nearest(part, book).indices for part, book in zip(slices, self.codebooks, strict=True)], dim=1), None
+        if metric is not None:
+            return quadratic.assign(rows, self.codebooks, metric), None
+        return self._encode_relative(rows, rows, None) if self.weighs_rows else (slices.assign(rows, self.codebooks), None)
+
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        if metric is not None:
+            return self._encode(rows, metric)
+        return anisotropic.assign(rows, self.codebooks, self.anisotropy, vectors), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        books = torch.arange(self.num_codebooks, device=indices.device)
-        return self.codebooks[books, indices].flatten(1)
+        return slices.values(self.codebooks, indices)
 
     # ------------------------------------------------------------------ Scannable
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
-        """``codes`` (rows, M) padded to whole blocks and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None). In float32 this
-        cancels where rows lie much farther from the origin than from each other; lists, or centred data, avoid that."""
+        """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
         indices = torch.as_tensor(codes.indices)
-        rows = -(-len(indices) // BLOCK) * BLOCK
+        if given is None:
+            return lookup.pack(indices, self.levels, None)
         values = self._decode(indices.to(torch.int64), None)
-        constant = values.double().square().sum(1)
-        cross = torch.zeros_like(constant) if given is None else (values.double() * given.double()).sum(1)
-        padded = torch.zeros(rows, self.num_codebooks, dtype=indices.dtype)
-        padded[:len(indices)] = indices
-        row_terms = torch.zeros(rows)
-        row_terms[:len(indices)] = (constant + 2 * cross).float()
-        return Packed({"indices": padded, "row_terms": row_terms}, rows)
+        return lookup.pack(indices, self.levels, 2 * (values.double() * given.double()).sum(1))
 
     def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return Codes(packed.tensors["indices"][rows])
+        return lookup.unpack(packed, rows, self.levels)
 
     def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return scan.take(packed, rows)
+        return lookup.take(packed, rows, self.levels)
 
     def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return scan.lay(rows)
+        return lookup.lay(rows, self.levels)
 
     def check(self, packed: Packed) -> None:
-        arrays.check_indices(packed.tensors["indices"], self.levels, self.name)
-        arrays.check_finite(packed.tensors["row_terms"], f"{self.name}.row_terms")
+        lookup.check(packed, self.levels, self.name)
 
-    def prepare(self, queries: Tensor, metric: str) -> PQQuery:
-        """tables (q, M, K): -2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
-        if metric not in ("l2", "ip"):
-            raise Unsupported(f"pq.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
-        slices = queries.float().split(self.dim // self.num_codebooks, dim=1)
-        tables = torch.stack([ops.project(part, book) for part, book in zip(slices, self.codebooks, strict=True)], dim=1)
-        return PQQuery(tables * (-2.0 if metric == "l2" else -1.0), metric)
+    def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
+        """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
+        return lookup.slice_tables(queries, self.codebooks, metric, self.name)
 
-    def scan(self, packed: Packed, query: PQQuery, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        indices = packed.tensors["indices"][start:stop].to(torch.int64)
-        distance = torch.zeros(len(query.tables), len(indices))
-        for m in range(self.num_codebooks):
-            distance += query.tables[:, m].index_select(1, indices[:, m])
-        if query.metric == "l2":
-            distance = distance + packed.tensors["row_terms"][start:stop]
-        return distance, distance
+    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return lookup.scan(packed, query, start, stop)
 
-    def search_spans(self, packed: Packed, query: PQQuery, spans: Tensor, coarse: Tensor, k: int,
+    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
                      allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return scan.top_k_spans(self, packed, query, spans, coarse, k, allowed)
-
-
-class PQQuery(NamedTuple):
-    tables: Tensor
-    metric: str
-
-    def select(self, i: int) -> PQQuery:
-        """The prepared query ``i`` alone."""
-        return PQQuery(self.tables[i:i + 1], self.metric)
+        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
