@@ -22,6 +22,8 @@ def self_check() -> dict[str, bool]:
     codebook = torch.randn(57, 100, generator=generator)
     codebook[7] = codebook[3]
     x[5], x[6, 0] = codebook[7], torch.nan
+    many = torch.cat((x, -x, x.flip(0)))  # enough rows and codewords for each way nearest has
+    books = (codebook, torch.cat((codebook, codebook + 1)), codebook[:, :4].contiguous())
     signs = torch.where(torch.rand(4, 100, generator=generator) < 0.5, -1.0, 1.0)
     labels = torch.randint(0, 9, (65,), generator=generator)
     widths = [1, 3, 8, 13, 63]
@@ -39,7 +41,8 @@ def self_check() -> dict[str, bool]:
     start = additive.empty_states(65, 3)
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
+        "nearest": (lambda: tuple(functions.nearest(many[:, :book.shape[1]].contiguous(), book) for book in books),
+                    lambda: tuple(reference.nearest(many[:, :book.shape[1]].contiguous(), book) for book in books)),
         "project": (lambda: functions.project(x, codebook), lambda: reference.project(x, codebook)),
         "hadamard": (lambda: functions.hadamard(x[:, :64]), lambda: reference.hadamard(x[:, :64])),
         "rotate": (lambda: functions.rotate(x, signs), lambda: reference.rotate(x, signs)),
