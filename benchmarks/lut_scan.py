@@ -136,8 +136,8 @@ def measure(case: Case, base: np.ndarray, queries: np.ndarray, threads: int, rou
     prepared, few = case.tables(queries), case.few()
     buffer = case.blocks.codes.view(-1).view(torch.int64)
     ours, theirs, scan, read, our_call, their_call = timed(
-        [lambda: case.ours(queries, threads), lambda: case.theirs.search(queries, K), lambda: case.scan(prepared, queries, threads), buffer.sum,
-         lambda: few.ours(queries, threads), lambda: few.theirs.search(queries, K)], rounds, clock, 0.02)
+        [lambda: case.ours(queries, threads), lambda: case.theirs.search(queries, K), lambda: case.scan(prepared, queries, threads),
+         buffer.sum, lambda: few.ours(queries, threads), lambda: few.theirs.search(queries, K)], rounds, clock, 0.02)
     found, their_found = case.ours(queries, threads), case.theirs.search(queries, K)[1]
     exact = case.exact(queries)
     pairs, size = case.rows * len(queries), case.blocks.codes.numel()
