@@ -1,7 +1,9 @@
 // Screen in float32, decide in float64. README.md has the error bound that makes the two agree with the definition.
 #include "nearest/nearest.h"
 
-#include "nearest/exact.h"
+#include "nearest/bytes.h"
+#include "nearest/narrow.h"
+#include "nearest/tracked.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -19,6 +21,8 @@ constexpr int ROWS = 4;
 constexpr int64_t WORD = 64 / F32;  // groups whose lanes fit a 64-bit mask
 constexpr float HUGE_SUM = 1e38f;  // below it no partial sum of the screen overflows
 const float INFINITE = __builtin_inff();
+
+constexpr int64_t OPEN = 48;  // tracked rows that are screened together
 
 // Rows that are screened together: they share each pass over the codebook.
 CODEWORD_INLINE int64_t tile_rows(const NearestBook& book) {
@@ -79,19 +83,9 @@ __attribute__((noinline)) static void screen(const float* tile, const float* pan
     }
 }
 
-struct Best {
-    double distance;
-    int64_t index;
-};
-
-CODEWORD_INLINE void consider(const NearestBook& book, const double* xd, int64_t code, Best& best) {
-    const float* c = code >= book.tail_start ? book.tail + (code - book.tail_start) * book.d : book.codebook + code * book.d;
-    double distance = exact_distance(xd, c, book.d);
-    if (distance < best.distance || (distance == best.distance && code < best.index)) best = {distance, code};
-}
-
 // All lanes of the maxima that the bound allows to hold the nearest codeword, each standing for a codeword a vector of its group.
-CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, Best& best) {
+CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, float* bounds,
+                            Best& best) {
     // |error of a score| <= slope (|x'| C + C^2/2) + floor, C the largest |c'| of the group.
     double unit = (book.d + 8) * 0x1p-24;
     float slope = unit < 0.25 ? (float)(1.01 * unit / (1 - unit)) : INFINITE, floor = (float)((book.d + 8) * 0x1p-148);
@@ -99,6 +93,11 @@ CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const flo
         f32v largest = load<f32v>(book.groups + g);
         f32v sum = largest * (largest * 0.5f + norm);
         store(s.bounds + g, sum < HUGE_SUM ? sum * slope + floor : splat(INFINITE));
+    }
+    if (bounds) {  // |x - c|^2 = |x'|^2 - 2 s
+        double square = 0.999999 * norm * norm;
+        for (int64_t g = 0; g < book.group_count; ++g)
+            bounds[g] = bound_of(square - 2.000002 * ((double)highest(load<f32v>(maxima + g * stride)) + s.bounds[g]));
     }
     f32v sure = splat(-INFINITE);
     for (int64_t g = 0; g < book.group_count; ++g) sure = max(load<f32v>(maxima + g * stride) - s.bounds[g], sure);
@@ -160,9 +159,36 @@ CODEWORD_INLINE bool all_finite(const float* x, int64_t d) {
 
 int64_t nearest_panel() { return PANEL; }
 
-int64_t nearest_scratch(const NearestBook& book) {
+// A multiple of 64 bytes: the scratch of the screen in bytes lies behind.
+CODEWORD_INLINE int64_t float_scratch(const NearestBook& book) {
     Scratch s;
-    return s.layout(book, nullptr);
+    return round_up(s.layout(book, nullptr));
+}
+
+int64_t nearest_scratch(const NearestBook& book) {
+    int64_t bytes = float_scratch(book);
+#if defined(__AVX512VNNI__)
+    BytesScratch s;
+    if (book.bytes.group_count) bytes += s.layout(book, nullptr);
+#endif
+    return bytes;
+}
+
+bool nearest_bytes(int64_t n, int64_t k, int64_t d) {
+#if defined(__AVX512VNNI__)
+    return n >= BYTES_ROWS && k >= BYTES_CODES && d >= BYTES_WIDTH && d <= 32768;
+#else
+    (void)n, (void)k, (void)d;
+    return false;
+#endif
+}
+
+void nearest_prepare_bytes(const NearestBook& book, int64_t start, int64_t stop, int8_t* scratch) {
+#if defined(__AVX512VNNI__)
+    for (int64_t p = start; p < stop; ++p) round_panel(book.codebook, book.center, book.k, book.d, p, book.bytes, scratch);
+#else
+    (void)book, (void)start, (void)stop, (void)scratch;
+#endif
 }
 
 void nearest_prepare(const float* codebook, const float* center, float* panels, float* norms, int64_t k, int64_t d,
@@ -187,10 +213,8 @@ void nearest_prepare(const float* codebook, const float* center, float* panels, 
     }
 }
 
-void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
-                  int64_t start, int64_t stop) {
-    Scratch s;
-    s.layout(book, (char*)scratch);
+CODEWORD_INLINE void rows_by_floats(const NearestBook& book, const Scratch& s, const float* x, int64_t* indices, float* distances,
+                                    float* bounds, int64_t start, int64_t stop) {
     int64_t d = book.d, tile = tile_rows(book), stride = tile * F32;
     for (int64_t j = d; j < ((d + 7) & ~int64_t{7}); ++j) s.exact[j] = 0;
     for (int64_t at = start; at < stop; at += tile) {
@@ -210,13 +234,104 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
             for (; j + F64 <= d; j += F64) store(s.exact + j, widen(load<f32h>(row + j)));
             for (; j < d; ++j) s.exact[j] = row[j];
             Best best = {__builtin_inf(), INT64_MAX};
+            float* mine = bounds ? bounds + (at + r) * book.group_count : nullptr;
+            if (mine) memset(mine, 0, book.group_count * sizeof(float));
             if (!(book.screen && s.norms[r] < INFINITE) && !all_finite(row, d)) best = {__builtin_nan(""), 0};
-            else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], best);
+            else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], mine, best);
             else
                 for (int64_t code = 0; code < book.k; ++code) consider(book, s.exact, code, best);
             indices[at + r] = best.index;
             distances[at + r] = (float)best.distance;
+            // Without its own codeword the group of a row may have a larger bound: let it be scored.
+            if (mine) mine[best.index / (book.panels_per_group * PANEL)] = 0;
         }
+    }
+}
+
+void nearest_group_bytes(const NearestBook& book) {
+#if defined(__AVX512VNNI__)
+    group_bounds(book);
+#else
+    (void)book;
+#endif
+}
+
+void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, float* bounds, void* scratch,
+                  int64_t start, int64_t stop) {
+    Scratch floats;
+    floats.layout(book, (char*)scratch);
+#if defined(__AVX512VNNI__)
+    if (book.bytes.group_count) {
+        BytesScratch s;
+        s.layout(book, (char*)scratch + float_scratch(book));
+        for (int64_t at = start; at < stop; at += TILE) {
+            int64_t count = stop - at < TILE ? stop - at : TILE, ahead = stop - at - count < TILE ? stop - at - count : TILE;
+            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, bounds, at, count, ahead)) continue;
+            *s.skip = *s.skip ? *s.skip - 1 : BYTES_SKIP;
+            rows_by_floats(book, floats, x, indices, distances, nullptr, at, at + count);
+            // Other groups: nothing is known of these.
+            if (bounds) memset(bounds + at * book.bytes.group_count, 0, count * book.bytes.group_count * sizeof(float));
+        }
+        return;
+    }
+#endif
+    rows_by_floats(book, floats, x, indices, distances, bounds, start, stop);
+}
+
+int64_t nearest_group(const NearestBook& book) {
+    return book.bytes.group_count ? book.bytes.codes_per_group : book.panels_per_group * PANEL;
+}
+
+int64_t nearest_track_scratch(const NearestBook& book) {
+    int64_t groups = book.bytes.group_count ? book.bytes.group_count : book.group_count;
+    return round_up(nearest_scratch(book)) + round_up((book.d + 7) * 8) + round_up(groups * sizeof(Scored)) + 3 * round_up(OPEN * 8) +
+           round_up(OPEN * book.d * 4) + round_up(OPEN * groups * 4);
+}
+
+void nearest_track(const NearestBook& book, const Moves& moves, const float* x, int64_t* indices, float* distances, float* bounds,
+                   void* scratch, int64_t start, int64_t stop) {
+    int64_t d = book.d, groups = moves.group_count, open = 0;
+    char* at = (char*)scratch + round_up(nearest_scratch(book));
+    Tracked s;
+    s.exact = (double*)at;
+    at += round_up((d + 7) * 8);
+    s.scored = (Scored*)at;
+    at += round_up(groups * sizeof(Scored));
+    int64_t *rows = (int64_t*)at, *codes = (int64_t*)(at + round_up(OPEN * 8));
+    float* squares = (float*)(at + 2 * round_up(OPEN * 8));
+    at += 3 * round_up(OPEN * 8);
+    float *values = (float*)at, *fresh = (float*)(at + round_up(OPEN * d * 4));
+    for (int64_t row = start; row < stop; ++row) {
+        if (!track_row(book, moves, s, x + row * d, indices + row, distances + row, bounds + row * groups)) {
+            memcpy(values + open * d, x + row * d, d * sizeof(float));
+            rows[open++] = row;
+        }
+        if (open < OPEN && row + 1 < stop) continue;
+        nearest_rows(book, values, codes, squares, fresh, scratch, 0, open);
+        for (int64_t i = 0; i < open; ++i) {
+            indices[rows[i]] = codes[i];
+            distances[rows[i]] = squares[i];
+            memcpy(bounds + rows[i] * groups, fresh + i * groups, groups * sizeof(float));
+        }
+        open = 0;
+    }
+}
+
+bool nearest_narrow(int64_t k, int64_t d) { return 1 <= d && d <= NARROW && k <= NARROW_WORK / (d + 4); }
+
+void nearest_turn(const float* codebook, float* turned, int64_t width, int64_t k, int64_t d) {
+    for (int64_t j = 0; j < d; ++j)
+        for (int64_t code = 0; code < width; ++code) turned[j * width + code] = code < k ? codebook[code * d + j] : INFINITE;
+}
+
+void nearest_narrow_rows(const float* codebook, const float* turned, int64_t width, int64_t k, int64_t d, const float* x, int64_t* indices,
+                         float* distances, int64_t start, int64_t stop) {
+    switch (d) {
+#define CODEWORD_CASE(D) \
+    case D: return narrow_rows<D>(codebook, turned, width, k, x, indices, distances, start, stop);
+        CODEWORD_CASE(1) CODEWORD_CASE(2) CODEWORD_CASE(3) CODEWORD_CASE(4) CODEWORD_CASE(5) CODEWORD_CASE(6)
+        CODEWORD_CASE(7) CODEWORD_CASE(8) CODEWORD_CASE(9) CODEWORD_CASE(10) CODEWORD_CASE(11) CODEWORD_CASE(12)
+#undef CODEWORD_CASE
     }
 }
 

@@ -11,10 +11,12 @@ _NAMES = {
     "CodewordError": "errors", "FormatError": "errors", "NotFitted": "errors", "ShapeError": "errors", "Unsupported": "errors",
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
-    "VQ": "quantizers.vq", "PQ": "quantizers.pq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
+    "VQ": "quantizers.vq", "PQ": "quantizers.pq", "OPQ": "quantizers.opq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
-    "RaBitQ": "quantizers.rabitq",
+    "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
+    "SAQ": "quantizers.saq", "CAQ": "quantizers.caq", "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
+    "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
     "Index": "search.index", "load": "io.objects",
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,14 +58,14 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
            as_json: Json = False) -> None:
     """Encode vectors with a fitted quantizer. Finished parts wait in OUT.job until all are there; Ctrl-C loses none."""
-    from codeword.io import jobs, objects
+    from codeword.io import jobs, objects, tensors
     folder = out.with_name(out.name + ".job")
     resume = resume and folder.exists()
     if not dry_run and not resume:  # a job that has begun was allowed to
         _check_new(out, overwrite)
     made = objects.load(quantizer)
     data = vectors(source, made.dim)
-    step = max(1, UNIT_BYTES // (4 * made.dim))
+    step = max(8, UNIT_BYTES // (4 * made.dim) // 8 * 8)  # bit strings of units end at whole bytes, and are joined as they are
     units = [f"{start}-{min(len(data), start + step)}" for start in range(0, len(data), step)]
     if dry_run:
         return _dry_run(made, data, len(units), step, as_json)
@@ -83,12 +85,12 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
         if ran.interrupted:
             note(f"{ran.before + ran.now} of {ran.total} parts are done; the same command with --resume continues")
             raise KeyboardInterrupt
-        objects.save_codes(out, _joined([objects.codes_from_parts(*job.result(unit), made) for unit in units]), made)
+        objects.join_codes(out, [partial(job.result, unit) for unit in units], made)
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     per_vector = out.stat().st_size / len(data)
     summary = {"file": str(out), "rows": len(data), "bytes": out.stat().st_size,
-               "bytes_per_vector": made.stored_bytes(len(data)) / len(data),
+               "bytes_per_vector": sum(spec.stop - spec.start for spec in tensors.read_header(out).specs.values()) / len(data),
                "fingerprint": made.fingerprint, "parts_resumed": ran.before, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}, {per_vector:.1f} bytes a vector with its header)",
@@ -130,11 +132,6 @@ def _check_new(out: Path, overwrite: bool) -> None:
         raise CodewordError(f"{out} exists; name a new file, or replace it with --overwrite")
 
 
-def _joined(parts: list[Any]) -> Any:
-    import torch
-    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
-
-
 def _npy_header(rows: int, dim: int) -> bytes:
     import io
 
@@ -150,7 +147,7 @@ def _dry_run(made: Any, data: Any, units: int, step: int, as_json: bool) -> None
     started = time.perf_counter()
     made.encode(block)
     seconds = (time.perf_counter() - started) / len(block) * len(data)
-    stored = made.stored_bytes(len(data))
+    stored = math.ceil(made.nominal_bits * made.dim * len(data) / 8)
     unpacked = len(data) * len(made.levels) * made.index_dtype.itemsize
     memory = 3 * 4 * min(step, len(data)) * made.dim + 2 * unpacked + stored
     emit({"rows": len(data), "parts": units, "seconds": seconds, "bytes": stored, "memory_bytes": memory}, as_json, lambda: pairs({

@@ -25,8 +25,9 @@ from codeword.errors import CodewordError
 from codeword.parts import arrays
 from codeword.parts.combinator import Combinator, stats_of
 from codeword.parts.moments import moments
+from codeword.parts.pca import pca
 from codeword.parts.threads import one_thread
-from codeword.quantizer import Quantizer
+from codeword.quantizer import EntropyCoded, Quantizer
 
 SEARCH_VALUES = 1 << 18
 """Numbers that the search for s and t looks at, at most."""
@@ -44,6 +45,8 @@ class Projected(Combinator):
                                 "'scale' with equal widths or 'pca' with a quantizer at most as wide are allowed")
         self.dim, self.map = dim, map
         self.learns, self.fitted = True, False
+        if isinstance(quantizer, EntropyCoded):
+            self.code_length, self.compress, self.expand = quantizer.code_length, quantizer.compress, quantizer.expand
         width = quantizer.dim
         self.register_buffer("mean", torch.zeros(dim))
         for name, value in (("scale", 1.0), ("shift", 0.0), ("gain", 1.0), ("base", 0.0)):
@@ -70,9 +73,12 @@ class Projected(Combinator):
         return self.inner[0]
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        self.mean.copy_(moments(rows, weights)[0])
         if self.map == "pca":
-            self.axes.copy_(_principal_axes(rows - self.mean, self.quantizer.dim, weights))
+            found = pca(rows, self.quantizer.dim, weights)
+            self.mean.copy_(found.mean)
+            self.axes.copy_(found.axes)
+        else:
+            self.mean.copy_(moments(rows, weights)[0])
         y = self._coordinates(rows)
         self.scale.fill_(1.0)
         self.shift.zero_()
@@ -148,14 +154,3 @@ def _sample(y: Tensor, weights: Tensor | None, values: int) -> tuple[Tensor, Ten
     chosen = torch.from_numpy(keep).to(y.device)
     return y[chosen], None if weights is None else weights[chosen]
 
-
-def _principal_axes(centred: Tensor, count: int, weights: Tensor | None) -> Tensor:
-    """float32 (count, dim): eigenvectors of the covariance, largest first, each signed so that its largest entry is positive."""
-    if not bool(torch.isfinite(centred).all()):
-        raise CodewordError("projected.fit got rows whose spread leaves the range of float32")
-    with one_thread():
-        rows = torch.ldexp(centred, -torch.frexp(centred.abs().amax()).exponent.clamp(-120, 120)).double()
-        covariance = rows.mT @ (rows if weights is None else rows * weights.double().unsqueeze(1))
-        axes = torch.linalg.eigh(covariance).eigenvectors.mT.flip(0)[:count]
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    return (axes * torch.sign(largest)).float()

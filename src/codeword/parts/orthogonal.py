@@ -1,0 +1,49 @@
+"""Orthonormal matrices: random ones, the one that best carries one cloud of points onto another, and the one that spreads variance.
+
+All are computed in float64 on one thread and rounded once, so they do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codeword.parts import random
+from codeword.parts.threads import one_thread
+
+
+def random_rotation(dim: int, seed: int) -> Tensor:
+    """float32 (dim, dim), uniform over orthonormal matrices: QR of normal values, signed so that R's diagonal is positive."""
+    values = torch.from_numpy(random.normal(seed, dim * dim, stream="orthogonal")).double().reshape(dim, dim)
+    with one_thread():
+        q, r = torch.linalg.qr(values)
+    return (q * torch.sign(torch.diagonal(r))).float()
+
+
+def procrustes(moment: Tensor) -> Tensor:
+    """The orthonormal R float32 (d, d) that minimises sum |R x - y|^2, given moment = sum y x' (d, d) (Schoenemann 1966): its polar factor."""
+    with one_thread():
+        u, _, v = torch.linalg.svd(moment.double())
+        return (u @ v).float()
+
+
+def balanced(variances: Tensor, groups: int) -> Tensor:
+    """int64 (d,): principal axes ordered so that ``groups`` equal slices have products of variances as equal as a greedy choice makes
+    them (eigenvalue allocation, Ge et al. 2013): the largest axis left goes to the open slice whose product is smallest."""
+    logs = variances.double().clamp(min=float(variances.max()) * 1e-12).clamp(min=1e-300).log()
+    logs = logs - logs.min()  # all factors at least one: products grow, as the greedy rule assumes
+    room = len(variances) // groups
+    members: list[list[int]] = [[] for _ in range(groups)]
+    products = [0.0] * groups
+    for axis in torch.argsort(variances, descending=True, stable=True).tolist():
+        target = min((g for g in range(groups) if len(members[g]) < room), key=lambda g: products[g])
+        members[target].append(axis)
+        products[target] += float(logs[axis])
+    return torch.tensor([axis for group in members for axis in group])
+
+
+def turned_form(metric: Tensor, rotation: Tensor) -> Tensor:
+    """R M R' float64: the quadratic form M of x as one of y = R x; symmetric again after rounding."""
+    with one_thread():
+        turned = rotation.double() @ metric.double() @ rotation.double().mT
+    return (turned + turned.mT) / 2

@@ -1,0 +1,187 @@
+"""Optimized product quantization (Ge, He, Ke, Sun: Optimized Product Quantization for Approximate Nearest Neighbor Search, CVPR 2013).
+
+Product quantization loses what its slices share and what they divide unevenly. A rotation R, learned together with the codebooks,
+removes both; lengths and distances are kept, so the tables of PQ serve unchanged, with rotated queries.
+
+    y = R x,   i_m = argmin_k |y^m - c^m_k|^2,   x^ = R' [c^1_{i_1} ... c^M_{i_M}],   R R' = I
+
+Fitting alternates two exact steps on sum |R x - y^|^2. Codebooks: one pass of k-means a slice, going on from the last codewords.
+Rotation: orthogonal Procrustes, R = U V' of sum y^ x' = U S V'. Both need the rows only through their sums a codeword,
+
+    s^m_k = sum of x with i_m = k,   sum y^ x' = stack over m of C_m' S_m,   c^m_k = R_m s^m_k / n^m_k
+
+so a round rotates and assigns the rows once, and the codewords follow the new rotation at no further pass. As codes change little from
+round to round the steps are small and point the same way; each is therefore lengthened by nine tenths of the last one (heavy ball on
+the rotation, brought back to R R' = I), which needs about a third of the rounds and ends lower. Three starts run a few rounds on a part of
+the rows, and the best goes on: principal axes dealt to the slices so that their variances have equal products (the paper's parametric
+solution, optimal for a Gaussian), the axes as they are (pixels near each other already share a slice), and a random rotation.
+
+Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
+Departures: the momentum; the choice among starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from codeword import ops
+from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
+from codeword.parts.pca import pca
+from codeword.quantizer import Codes, Packed, Quantizer, Report
+
+SAMPLE = 1 << 16
+"""Rows that are learned from, at most, or 256 a codeword where that is more."""
+PREVIEW = 1 << 13
+"""Rows of the trials, or 32 a codeword where that is more."""
+TRIAL = 6
+"""Rounds of each start before one is chosen."""
+MOMENTUM = 0.9
+"""Share of the last step of the rotation that is added to the next."""
+FINISH = 4
+"""Steps of k-means at the end, under the final rotation."""
+
+
+class OPQ(Quantizer):
+    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: rounds; seed."""
+
+    takes_metric = True
+    later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
+
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 60, seed: int = 0,
+                 anisotropy: float = 0.0) -> None:
+        super().__init__()
+        slices.check_shape("opq", dim, num_codebooks, codebook_size)
+        anisotropic.check_threshold("opq", anisotropy)
+        self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
+        self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy
+        self.weighs_rows = anisotropy > 0
+        self.levels = (codebook_size,) * num_codebooks
+        self.codebooks: Tensor
+        self.rotation: Tensor
+        self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
+        self.register_buffer("rotation", torch.zeros(dim, dim))
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 60, seed: int = 0, anisotropy: float = 0.0) -> Self:
+        """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
+        books, size = slices.split_bits("opq", dim, bits)
+        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
+
+    def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
+        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed)
+        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed + 1)
+        trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
+        state = min(trials, key=lambda trial: trial.error)
+        state = self._rounds(state, rows, weights, self.iterations)
+        turned = ops.project(rows, state.rotation)
+        learned = slices.refine(turned, state.codebooks, iterations=FINISH, weights=weights)
+        self.rotation.copy_(state.rotation)
+        self.codebooks.copy_(learned.codebooks)
+        if state.repaired + learned.repaired:
+            self.report = Report(self.report, repaired_codewords=state.repaired + learned.repaired)
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        turned = ops.project(rows, self.rotation)
+        if metric is not None:
+            return quadratic.assign(turned, self.codebooks, orthogonal.turned_form(metric, self.rotation)), None
+        return self._encode_relative(rows, rows, None) if self.weighs_rows else (slices.assign(turned, self.codebooks), None)
+
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        if metric is not None:
+            return self._encode(rows, metric)
+        turned, whole = ops.project(rows, self.rotation), ops.project(vectors, self.rotation)
+        return anisotropic.assign(turned, self.codebooks, self.anisotropy, whole), None
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        return ops.project(slices.values(self.codebooks, indices), self.rotation.mT)
+
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
+        indices = torch.as_tensor(codes.indices)
+        terms = None
+        if given is not None:
+            values = self._decode(indices.to(torch.int64), None)
+            terms = 2 * (values.double() * given.double()).sum(1)
+        return lookup.pack(indices, self.levels, terms)
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        return lookup.unpack(packed, rows, self.levels)
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return lookup.take(packed, rows, self.levels)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return lookup.lay(rows, self.levels)
+
+    def check(self, packed: Packed) -> None:
+        lookup.check(packed, self.levels, self.name)
+
+    def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
+        """tables (q, M, K) of the rotated queries, as PQ's."""
+        return lookup.slice_tables(ops.project(queries.float(), self.rotation), self.codebooks, metric, self.name)
+
+    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return lookup.scan(packed, query, start, stop)
+
+    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+
+    # ------------------------------------------------------------------ fitting
+
+    def _starts(self, rows: Tensor, weights: Tensor | None) -> list[Tensor]:
+        found = pca(rows, weights=weights)
+        dealt = found.axes[orthogonal.balanced(found.variances, self.num_codebooks)]
+        return [dealt, torch.eye(self.dim, device=rows.device), orthogonal.random_rotation(self.dim, self.seed).to(rows.device)]
+
+    def _start(self, rotation: Tensor, rows: Tensor, weights: Tensor | None) -> _State:
+        """A rotation and codewords from a few steps of k-means under it."""
+        turned = ops.project(rows, rotation)
+        learned = slices.learn(turned, self.num_codebooks, self.codebook_size, iterations=2, seed=self.seed, weights=weights)
+        return _State(rotation, rotation, learned.codebooks, float("inf"), learned.repaired)
+
+    def _rounds(self, state: _State, rows: Tensor, weights: Tensor | None, count: int) -> _State:
+        for _ in range(count):
+            state = self._round(state, rows, weights)
+        return state
+
+    def _round(self, state: _State, rows: Tensor, weights: Tensor | None) -> _State:
+        """Codes under the rotation at hand, the best rotation for them, a step beyond it, and the codewords there."""
+        turned = ops.project(rows, state.rotation)
+        width = state.codebooks.shape[2]
+        error, repaired, means, moments = 0.0, state.repaired, [], []
+        for part, book, own in zip(turned.split(width, dim=1), state.codebooks, state.rotation.split(width), strict=True):
+            found = ops.nearest(part, book)
+            sums, counts, fixed = slices.cluster_sums(rows, found, self.codebook_size, weights)
+            mean, share = (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), (counts / counts.sum()).float()
+            means.append(mean)
+            moments.append(ops.project(ops.project(mean, own).mT, (mean * share.unsqueeze(1)).mT))
+            error += float((found.distances.double() if weights is None else found.distances.double() * weights).sum())
+            repaired += fixed
+        best = orthogonal.procrustes(torch.cat(moments))
+        rotation = orthogonal.procrustes(best + MOMENTUM * (best - state.best))
+        books = torch.stack([ops.project(mean, own) for mean, own in zip(means, rotation.split(width), strict=True)])
+        return _State(rotation, best, books, error, repaired)
+
+
+class _State(NamedTuple):
+    """Between rounds: the ``rotation`` in use, the ``best`` one for the last codes, ``error`` that the last codes left (a weighted sum)."""
+
+    rotation: Tensor
+    best: Tensor
+    codebooks: Tensor
+    error: float
+    repaired: int
+
+
+def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """A seeded sample of at most ``count`` rows, in the order of the rows."""
+    if len(rows) <= count:
+        return rows, weights
+    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream="opq rows")).to(rows.device).sort().values
+    return rows[keep], None if weights is None else weights[keep]
