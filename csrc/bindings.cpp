@@ -5,10 +5,12 @@
 #include <atomic>
 #include <cmath>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "arrays.h"
 #include "bindings_search.h"
+#include "bindings_e8.h"
 #include "hadamard/hadamard.h"
 #include "isa.h"
 #include "nearest/nearest.h"
@@ -76,6 +78,48 @@ bool has_nan(const float* values, int64_t count) {
     return false;
 }
 
+// What the screen in bytes needs of a codebook.
+class BytesCodebook {
+public:
+    void prepare(NearestBook& book, int num_threads) {
+        constexpr int64_t BLOCK = 8, GROUPS = 1024;  // codewords a panel; groups whose maxima stay in the cache
+        int64_t panels = chunks_of(book.k, BLOCK), codes = panels * BLOCK, words = chunks_of(book.d, 4);
+        int64_t each = BLOCK * chunks_of(panels, GROUPS), groups = chunks_of(codes, each);
+        panels_.emplace(codes * words);
+        starts_.emplace(codes);
+        values_.emplace(4 * codes + 3 * groups);
+        float* at = values_->data();
+        book.bytes = {panels_->data(), starts_->data(), at,         at + codes, at + 2 * codes, at + 3 * codes, at + 4 * codes,
+                      at + 4 * codes + groups, at + 4 * codes + 2 * groups, codes, each, groups};
+        auto round = CODEWORD_PICK(nearest_prepare_bytes);
+        ranges(panels, std::max<int64_t>(8, chunks_of(panels, 64)), num_threads, [&](int64_t start, int64_t stop, int) {
+            Buffer<int8_t> row(book.d + 64);
+            round(book, start, stop, row.data());
+        });
+        CODEWORD_PICK(nearest_group_bytes)(book);
+    }
+
+private:
+    std::optional<Buffer<int32_t>> panels_, starts_;
+    std::optional<Buffer<float>> values_;
+};
+
+// Narrow rows meet every codeword; see narrow.h.
+void nearest_narrow(const float* x, const float* codebook, int64_t* indices, float* distances, int64_t n, int64_t k, int64_t d, int count) {
+    if (has_nan(codebook, k * d)) {
+        std::fill_n(indices, n, 0);
+        std::fill_n(distances, n, NAN);
+        return;
+    }
+    auto kernel = CODEWORD_PICK(nearest_narrow_rows);
+    int64_t width = chunks_of(k, 16) * 16;
+    Buffer<float> turned(width * d);
+    CODEWORD_PICK(nearest_turn)(codebook, turned.data(), width, k, d);
+    ranges(n, std::max<int64_t>(256, rows_for(k * d / 16)), count, [&](int64_t start, int64_t stop, int) {
+        kernel(codebook, turned.data(), width, k, d, x, indices, distances, start, stop);
+    });
+}
+
 void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_threads) {
     int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
     const float* x = in<float>("x", x_, {n, d});
@@ -88,8 +132,10 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
     auto prepare = CODEWORD_PICK(nearest_prepare);
     auto scratch_bytes = CODEWORD_PICK(nearest_scratch);
     auto kernel = CODEWORD_PICK(nearest_rows);
+    bool narrow = CODEWORD_PICK(nearest_narrow)(k, d);
     nb::gil_scoped_release release;
 
+    if (narrow) return nearest_narrow(x, codebook, indices, distances, n, k, d, count);
     NearestBook book{};
     book.codebook = codebook;
     book.k = k;
@@ -129,10 +175,13 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
         std::fill_n(distances, n, NAN);
         return;
     }
+    BytesCodebook integers;
+    if (!suspicious && CODEWORD_PICK(nearest_bytes)(n, k, d)) integers.prepare(book, count);
     int64_t bytes = (scratch_bytes(book) + 63) & ~int64_t{63};
     int64_t rows = book.screen ? std::max<int64_t>(192, rows_for(k * d / 8)) : 1;
     count = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(1, chunks_of(n, rows))));
     Buffer<char> scratch(bytes * count);
+    std::fill_n(scratch.data(), bytes * count, char{0});
     ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) {
         kernel(book, x, indices, distances, scratch.data() + slot * bytes, start, stop);
     });
@@ -297,7 +346,10 @@ NB_MODULE(_native, m) {
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });
     m.def("workers", &workers, "Threads the pool has started in this process.");
 
+    bind_adjust(m);
+    bind_bits(m);
     bind_search(m);
+    bind_e8(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
     m.def("pack", &pack, nb::arg("indices"), nb::arg("widths"), nb::arg("bytes"), nb::arg("num_threads"),

@@ -1,71 +1,21 @@
-// Bindings of bit_scan, grid_code and lut_scan.
+// Bindings of lut_scan, lut_tables, grid_code and additive_search.
 #include "bindings_search.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <vector>
 
+#include "additive_search/additive_search.h"
 #include "arrays.h"
-#include "bit_scan/bit_scan.h"
 #include "grid_code/grid_code.h"
 #include "isa.h"
 #include "lut_scan/lut_scan.h"
+#include "lut_tables/lut_tables.h"
 #include "pool.h"
+#include "spans.h"
 
 namespace codeword {
 namespace {
-
-// Spans must lie in 0..rows and start at multiples of 32.
-void check_spans(const char* op, const int64_t* ranges, int64_t count, int64_t rows) {
-    for (int64_t i = 0; i < count; ++i) {
-        int64_t start = ranges[2 * i], stop = ranges[2 * i + 1];
-        if (start < stop && (start < 0 || stop > rows || start % 32))
-            refuse(std::string(op) + " got the span " + std::to_string(start) + ".." + std::to_string(stop) + "; 0.." + std::to_string(rows) +
-                   " from a multiple of 32 is allowed");
-    }
-}
-
-void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
-              std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
-    const int64_t block = 32;
-    if (bits < 1 || bits > 9) refuse("bit_scan got " + std::to_string(bits) + " bits; 1..9 are allowed");
-    int64_t count = size("planes", planes, 0), eights = size("planes", planes, 1), rows = product(count, block);
-    int64_t groups = (eights + 3) / 4, width = bits > 1 ? product(4 * (bits - 1), groups) : 0;
-    int64_t queries = size("z1", z1, 0), probes = size("spans", spans, 1), k = size("distances", distances, 1);
-    BitBlocks blocks{};
-    blocks.planes = in<uint8_t>("planes", planes, {count, eights, block});
-    blocks.factors = in<float>("factors", factors, {count, 3, block});
-    blocks.centers = in<float>("centers", centers, {count});
-    blocks.rest = in<uint8_t>("rest", rest, {rows, width});
-    blocks.rest_factors = in<float>("rest_factors", rest_factors, {rows, bits > 1 ? 3 : 0});
-    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
-    blocks.eights = eights;
-    blocks.groups = groups;
-    blocks.width = width;
-    blocks.bits = static_cast<int>(bits);
-    const int8_t* table_values = in<int8_t>("z1", z1, {queries, 8 * eights});
-    const int16_t* values = in<int16_t>("z", z, {queries, bits > 1 ? 32 * groups : 0});
-    const float* numbers = in<float>("scalars", scalars, {queries, 4});
-    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
-    const float* offsets = in<float>("coarse", coarse, {queries, probes});
-    float* out_distances = out<float>("distances", distances, {queries, k});
-    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
-    if (k < 1) refuse("bit_scan got k=0; at least 1 is needed");
-    check_spans("bit_scan", ranges, queries * probes, rows);
-    int workers = threads(num_threads);
-    if (workers > queries) workers = queries > 0 ? static_cast<int>(queries) : 1;
-    int64_t scratch_bytes = (32 * eights + 4 * groups + 127) / 64 * 64;
-    std::vector<uint8_t> scratch(static_cast<size_t>(product(scratch_bytes, workers)));
-    auto kernel = CODEWORD_PICK(bit_scan);
-    nb::gil_scoped_release release;
-    parallel(queries, workers, [&](int64_t q, int slot) {
-        const float* s = numbers + 4 * q;
-        BitQuery query{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
-        kernel(blocks, query, ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.data() + scratch_bytes * slot, out_distances + k * q,
-               out_rows + k * q);
-    });
-}
 
 void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     int64_t n = size("magnitudes", magnitudes, 0), dim = size("magnitudes", magnitudes, 1);
@@ -102,13 +52,6 @@ void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t p
     }
 }
 
-// Queries one after another that visit the same spans: how many of the first `most`.
-int64_t alike(const int64_t* spans, int64_t probes, int64_t queries, int64_t most) {
-    int64_t n = 1;
-    while (n < queries && n < most && !std::memcmp(spans, spans + 2 * probes * n, sizeof(int64_t) * 2 * static_cast<size_t>(probes))) ++n;
-    return n;
-}
-
 void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In spans, In coarse, std::optional<In> allowed, Out distances, Out rows_,
               int64_t num_threads) {
     if (width != 4 && width != 8 && width != 16) refuse("lut_scan got codes of " + std::to_string(width) + " bits; 4, 8 or 16 are allowed");
@@ -143,13 +86,17 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(books, entries, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
-    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(product(slots, LUT_QUERIES), static_cast<int64_t>(bytes)))]);
+    const int64_t at_once = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
+    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(rooms, static_cast<int64_t>(bytes)))]);
+    std::unique_ptr<float[]> highs(new float[static_cast<size_t>(product(rooms, k))]);
+    std::unique_ptr<LutCandidate[]> candidates(new LutCandidate[static_cast<size_t>(product(rooms, LUT_WAITING + k))]);
     const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
     std::vector<float> part_distances(static_cast<size_t>(spare));
     std::vector<int64_t> part_rows(static_cast<size_t>(spare));
     std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
     auto start = CODEWORD_PICK(lut_start);
     auto span = CODEWORD_PICK(lut_span);
+    auto settle = CODEWORD_PICK(lut_settle);
     auto merge = CODEWORD_PICK(lut_merge);
     auto finish = CODEWORD_PICK(lut_finish);
     nb::gil_scoped_release release;
@@ -158,10 +105,12 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
         const int num = static_cast<int>(firsts[group + 1] - first);
         LutQuery some[LUT_QUERIES];
         for (int i = 0; i < num; ++i) {
-            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k;
+            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
             some[i] = {};
             some[i].tables = values + q * books * entries;
-            some[i].bytes = rounded.get() + (slot * LUT_QUERIES + i) * static_cast<int64_t>(bytes);
+            some[i].bytes = rounded.get() + room * static_cast<int64_t>(bytes);
+            some[i].highs = highs.get() + room * k;
+            some[i].candidates = candidates.get() + room * (LUT_WAITING + k);
             some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
             some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
             some[i].k = k;
@@ -173,6 +122,7 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
             span(blocks, some, num, from, to, base);
         });
         for (int i = 0; i < num; ++i) {
+            settle(blocks, some[i]);
             if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
             else finish(some[i]);
         }
@@ -193,14 +143,73 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     }
 }
 
+void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, int64_t assigned, int64_t sweeps, int64_t num_threads) {
+    AdditiveSearch s{};
+    int64_t n = size("terms", terms, 0);
+    s.positions = size("terms", terms, 1);
+    s.width = size("terms", terms, 2);
+    s.codebooks = size("gram", gram, 1);
+    s.size = size("gram", gram, 2);
+    s.beam = size("costs", costs_, 1);
+    s.states = states;
+    s.assigned = assigned;
+    s.sweeps = sweeps;
+    if (s.width % 16 || s.size < 1 || s.size > s.width)
+        refuse("additive_search got a width of " + std::to_string(s.width) + " for " + std::to_string(s.size) + " codewords; a multiple of 16 that holds them is needed");
+    if (s.positions < 1 || s.codebooks < s.positions || s.codebooks > ADDITIVE_MOST)
+        refuse("additive_search got " + std::to_string(s.positions) + " of " + std::to_string(s.codebooks) + " positions; 1 up to all of at most 64 are allowed");
+    if (assigned != s.codebooks - s.positions && assigned != s.codebooks)
+        refuse("additive_search got " + std::to_string(assigned) + " assigned positions; all, or all before those searched, are needed");
+    if (sweeps < 1 || s.beam < 1 || states < 1 || states > s.beam)
+        refuse("additive_search got " + std::to_string(sweeps) + " sweeps, beam " + std::to_string(s.beam) + " and " + std::to_string(states) + " states; at least 1 of each, and no more states than the beam, are needed");
+    s.terms = in<float>("terms", terms, {n, s.positions, s.width});
+    s.gram = in<float>("gram", gram, {s.positions, s.codebooks, s.size, s.width});
+    int32_t* codes = out<int32_t>("codes", codes_, {n, s.beam, s.codebooks});
+    double* costs = out<double>("costs", costs_, {n, s.beam});
+    for (int64_t r = 0; r < n; ++r)
+        for (int64_t i = 0; i < states * s.codebooks; ++i) {
+            int32_t code = codes[r * s.beam * s.codebooks + i];
+            if (code < 0 || code >= s.size)
+                refuse("additive_search got the code " + std::to_string(code) + "; 0.." + std::to_string(s.size - 1) + " are allowed");
+        }
+    int workers = threads(num_threads);
+    auto kernel = CODEWORD_PICK(additive_search);
+    int64_t bytes = (CODEWORD_PICK(additive_scratch)(s) + 63) & ~int64_t{63};
+    std::unique_ptr<double[]> scratch(new double[static_cast<size_t>(product(bytes / 8, workers)) + 8]);
+    char* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch.get()) + 63) & ~uintptr_t{63});
+    nb::gil_scoped_release release;
+    parallel((n + ADDITIVE_ROWS - 1) / ADDITIVE_ROWS, workers, [&](int64_t chunk, int slot) {
+        int64_t stop = (chunk + 1) * ADDITIVE_ROWS;
+        kernel(s, codes, costs, aligned + bytes * slot, chunk * ADDITIVE_ROWS, stop < n ? stop : n);
+    });
+}
+
+void lut_tables(In queries, In codebooks, double factor, std::optional<In> first, Out out_, int64_t num_threads) {
+    const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), dim = size("codebooks", codebooks, 1),
+                  entries = size("codebooks", codebooks, 2);
+    const float* from = in<float>("queries", queries, {count, books, dim});
+    const float* words = in<float>("codebooks", codebooks, {books, dim, entries});
+    const double* start = first ? in<double>("first", *first, {books, entries}) : nullptr;
+    float* to = out<float>("out", out_, {count, books, entries});
+    if (factor != -1 && factor != -2) refuse("lut_tables got the factor " + std::to_string(factor) + "; -1 and -2 are allowed");
+    auto kernel = CODEWORD_PICK(lut_tables);
+    const int workers = threads(num_threads);
+    nb::gil_scoped_release release;
+    parallel(books, workers, [&](int64_t m, int) {
+        kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, start ? start + m * entries : nullptr,
+               to + m * entries, books * entries);
+    });
+}
+
 }  // namespace
 
 void bind_search(nb::module_& m) {
-    m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
-          nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
-          nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("additive_search", &additive_search, nb::arg("terms"), nb::arg("gram"), nb::arg("codes"), nb::arg("costs"), nb::arg("states"),
+          nb::arg("assigned"), nb::arg("sweeps"), nb::arg("num_threads"), "Codes and costs hold the start and receive the answer.");
     m.def("lut_scan", &lut_scan, nb::arg("codes"), nb::arg("width"), nb::arg("terms").none(), nb::arg("tables"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("lut_tables", &lut_tables, nb::arg("queries"), nb::arg("codebooks"), nb::arg("factor"), nb::arg("first").none(), nb::arg("out"),
+          nb::arg("num_threads"));
     m.def("grid_code", &grid_code, nb::arg("magnitudes"), nb::arg("cells"), nb::arg("out"), nb::arg("num_threads"));
 }
 

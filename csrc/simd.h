@@ -123,6 +123,19 @@ CODEWORD_INLINE f32v max(f32v a, f32v b) {
 #endif
 }
 
+// The smaller lane; b where a is NaN.
+CODEWORD_INLINE f32v min(f32v a, f32v b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__) && CODEWORD_VECTOR_BYTES == 32
+    return _mm256_min_ps(a, b);
+#elif defined(__SSE2__) && CODEWORD_VECTOR_BYTES == 16
+    return _mm_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 // Bit i is set where lane i of a comparison holds.
 CODEWORD_INLINE uint32_t any_of(i32v mask) {
 #if defined(__AVX512F__)

@@ -1,4 +1,4 @@
-// Top-k of one query over spans of blocks of sign-and-magnitude codes; see README.md.
+// Top-k of queries over spans of blocks of sign-and-magnitude codes; see README.md.
 #pragma once
 #include <stdint.h>
 
@@ -25,8 +25,33 @@ struct BitQuery {
     bool l2;
 };
 
+// A row that may enter: its lower bound and its distance.
+struct BitCandidate {
+    float bound, distance;
+    int64_t row;
+};
+
+// The k least (distance, row) so far: heap of count entries in arrays of k.
+struct BitBest {
+    float* distances;
+    int64_t* rows;
+    int64_t k, count;
+};
+
+constexpr int64_t BIT_SHARED = 4;  // queries that may read a code together
+
 }  // namespace codeword
 
-// spans (probes, 2) and coarse (probes); tables: scratch of 32 eights bytes. distances and rows (k) receive the result, padded.
-CODEWORD_EACH_TARGET(void bit_scan(const BitBlocks& blocks, const BitQuery& query, const int64_t* spans, const float* coarse, int64_t probes,
-                                   int64_t k, uint8_t* tables, float* distances, int64_t* rows);)
+// scratch: bit_scan_scratch bytes a query, 64-byte aligned.
+//
+// bit_scan: together (1..BIT_SHARED) queries with the same spans (probes, 2); coarse, distances and rows follow each other a query.
+// bit_collect: candidates of rows start..stop of one span of one query against a k-th distance that later ones can only lower, in order of
+// rows; out holds stop - start. bit_replay: what bit_scan does with them in that order. bit_finish: sorts and pads.
+CODEWORD_EACH_TARGET(
+    int64_t bit_scan_scratch(const BitBlocks& blocks);
+    void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,
+                  int64_t k, uint8_t* scratch, float* distances, int64_t* rows);
+    int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t start, int64_t stop, float coarse, float worst, uint8_t* scratch,
+                        BitCandidate* out);
+    void bit_replay(const BitCandidate* candidates, int64_t count, BitBest& best);
+    void bit_finish(BitBest& best);)

@@ -1,5 +1,6 @@
 // The definition of the distance: float64, eight interleaved lanes, no fused operations (the square of a difference is not exact).
 #pragma once
+#include "nearest/nearest.h"
 #include "simd.h"
 
 namespace codeword {
@@ -37,6 +38,17 @@ CODEWORD_INLINE double exact_distance(const double* xd, const float* c, int64_t 
     CODEWORD_UNROLL
     for (int p = 0; p < PARTS; ++p) store(l + p * F64, lanes[p]);
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+}
+
+struct Best {
+    double distance;
+    int64_t index;
+};
+
+CODEWORD_INLINE void consider(const NearestBook& book, const double* xd, int64_t code, Best& best) {
+    const float* c = code >= book.tail_start ? book.tail + (code - book.tail_start) * book.d : book.codebook + code * book.d;
+    double distance = exact_distance(xd, c, book.d);
+    if (distance < best.distance || (distance == best.distance && code < best.index)) best = {distance, code};
 }
 
 }  // namespace

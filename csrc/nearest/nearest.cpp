@@ -1,7 +1,8 @@
 // Screen in float32, decide in float64. README.md has the error bound that makes the two agree with the definition.
 #include "nearest/nearest.h"
 
-#include "nearest/exact.h"
+#include "nearest/bytes.h"
+#include "nearest/narrow.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -79,17 +80,6 @@ __attribute__((noinline)) static void screen(const float* tile, const float* pan
     }
 }
 
-struct Best {
-    double distance;
-    int64_t index;
-};
-
-CODEWORD_INLINE void consider(const NearestBook& book, const double* xd, int64_t code, Best& best) {
-    const float* c = code >= book.tail_start ? book.tail + (code - book.tail_start) * book.d : book.codebook + code * book.d;
-    double distance = exact_distance(xd, c, book.d);
-    if (distance < best.distance || (distance == best.distance && code < best.index)) best = {distance, code};
-}
-
 // All lanes of the maxima that the bound allows to hold the nearest codeword, each standing for a codeword a vector of its group.
 CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, Best& best) {
     // |error of a score| <= slope (|x'| C + C^2/2) + floor, C the largest |c'| of the group.
@@ -160,9 +150,36 @@ CODEWORD_INLINE bool all_finite(const float* x, int64_t d) {
 
 int64_t nearest_panel() { return PANEL; }
 
-int64_t nearest_scratch(const NearestBook& book) {
+// A multiple of 64 bytes: the scratch of the screen in bytes lies behind.
+CODEWORD_INLINE int64_t float_scratch(const NearestBook& book) {
     Scratch s;
-    return s.layout(book, nullptr);
+    return round_up(s.layout(book, nullptr));
+}
+
+int64_t nearest_scratch(const NearestBook& book) {
+    int64_t bytes = float_scratch(book);
+#if defined(__AVX512VNNI__)
+    BytesScratch s;
+    if (book.bytes.group_count) bytes += s.layout(book, nullptr);
+#endif
+    return bytes;
+}
+
+bool nearest_bytes(int64_t n, int64_t k, int64_t d) {
+#if defined(__AVX512VNNI__)
+    return n >= BYTES_ROWS && k >= BYTES_CODES && d >= BYTES_WIDTH && d <= 32768;
+#else
+    (void)n, (void)k, (void)d;
+    return false;
+#endif
+}
+
+void nearest_prepare_bytes(const NearestBook& book, int64_t start, int64_t stop, int8_t* scratch) {
+#if defined(__AVX512VNNI__)
+    for (int64_t p = start; p < stop; ++p) round_panel(book.codebook, book.center, book.k, book.d, p, book.bytes, scratch);
+#else
+    (void)book, (void)start, (void)stop, (void)scratch;
+#endif
 }
 
 void nearest_prepare(const float* codebook, const float* center, float* panels, float* norms, int64_t k, int64_t d,
@@ -187,10 +204,8 @@ void nearest_prepare(const float* codebook, const float* center, float* panels, 
     }
 }
 
-void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
-                  int64_t start, int64_t stop) {
-    Scratch s;
-    s.layout(book, (char*)scratch);
+CODEWORD_INLINE void rows_by_floats(const NearestBook& book, const Scratch& s, const float* x, int64_t* indices, float* distances,
+                                    int64_t start, int64_t stop) {
     int64_t d = book.d, tile = tile_rows(book), stride = tile * F32;
     for (int64_t j = d; j < ((d + 7) & ~int64_t{7}); ++j) s.exact[j] = 0;
     for (int64_t at = start; at < stop; at += tile) {
@@ -217,6 +232,53 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
             indices[at + r] = best.index;
             distances[at + r] = (float)best.distance;
         }
+    }
+}
+
+void nearest_group_bytes(const NearestBook& book) {
+#if defined(__AVX512VNNI__)
+    group_bounds(book);
+#else
+    (void)book;
+#endif
+}
+
+void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
+                  int64_t start, int64_t stop) {
+    Scratch floats;
+    floats.layout(book, (char*)scratch);
+#if defined(__AVX512VNNI__)
+    if (book.bytes.group_count) {
+        BytesScratch s;
+        s.layout(book, (char*)scratch + float_scratch(book));
+        for (int64_t at = start; at < stop; at += TILE) {
+            int64_t count = stop - at < TILE ? stop - at : TILE;
+            int64_t ahead = stop - at - count < TILE ? stop - at - count : TILE;
+            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, at, count, ahead)) continue;
+            *s.skip = *s.skip ? *s.skip - 1 : BYTES_SKIP;
+            rows_by_floats(book, floats, x, indices, distances, at, at + count);
+        }
+        return;
+    }
+#endif
+    rows_by_floats(book, floats, x, indices, distances, start, stop);
+}
+
+bool nearest_narrow(int64_t k, int64_t d) { return 1 <= d && d <= NARROW && k <= NARROW_WORK / (d + 4); }
+
+void nearest_turn(const float* codebook, float* turned, int64_t width, int64_t k, int64_t d) {
+    for (int64_t j = 0; j < d; ++j)
+        for (int64_t code = 0; code < width; ++code) turned[j * width + code] = code < k ? codebook[code * d + j] : INFINITE;
+}
+
+void nearest_narrow_rows(const float* codebook, const float* turned, int64_t width, int64_t k, int64_t d, const float* x, int64_t* indices,
+                         float* distances, int64_t start, int64_t stop) {
+    switch (d) {
+#define CODEWORD_CASE(D) \
+    case D: return narrow_rows<D>(codebook, turned, width, k, x, indices, distances, start, stop);
+        CODEWORD_CASE(1) CODEWORD_CASE(2) CODEWORD_CASE(3) CODEWORD_CASE(4) CODEWORD_CASE(5) CODEWORD_CASE(6)
+        CODEWORD_CASE(7) CODEWORD_CASE(8) CODEWORD_CASE(9) CODEWORD_CASE(10) CODEWORD_CASE(11) CODEWORD_CASE(12)
+#undef CODEWORD_CASE
     }
 }
 

@@ -31,6 +31,7 @@ from codeword.parts import arguments, arrays
 __all__ = [
     "Codes",
     "CodewordError",
+    "EntropyCoded",
     "FormatError",
     "MatMul",
     "NotFitted",
@@ -218,13 +219,18 @@ class Quantizer(nn.Module):
         """Stored bits per dimension of ``codes`` as written to a file: all positions in one packed bit string, side floats, and with
         ``lengths`` one unsigned number a row."""
         n = int(np.prod(codes.indices.shape[:-1]))
+        if n and isinstance(self, EntropyCoded):
+            from codeword.io.objects import codes_to_parts
+            return 8 * sum(t.numel() * t.element_size() for t in codes_to_parts(codes, self)[0].values()) / (n * self.dim)
         lengths = 0 if codes.lengths is None else n * arrays.unsigned_dtype(len(self.levels) + 1).itemsize
         return 8 * (self.stored_bytes(n) + lengths) / (n * self.dim) if n else 0.0
 
     @property
     def nominal_bits(self) -> float:
-        """Bits per dimension before padding to bytes: sum of ceil(log2 level) over positions, plus side floats."""
-        return (sum(self.widths) + 8 * self.side_count * self.side_dtype.itemsize) / self.dim
+        """Bits per dimension before padding to bytes: sum of ceil(log2 level) over positions, or their mean length where codes are
+        entropy coded, plus side floats."""
+        length = self.code_length() if isinstance(self, EntropyCoded) else sum(self.widths)
+        return (length + 8 * self.side_count * self.side_dtype.itemsize) / self.dim
 
     @property
     def shared_bytes(self) -> int:
@@ -232,7 +238,8 @@ class Quantizer(nn.Module):
         return _state_bytes(self) - sum(_state_bytes(part) - part.shared_bytes for part in _inner_quantizers(self))
 
     def stored_bytes(self, rows: int) -> int:
-        """Bytes that ``rows`` codes take in a file (bit string padded once at its end, plus side floats); ``bits`` counts lengths too."""
+        """Bytes that ``rows`` codes take at ``widths`` bits a position (bit string padded once at its end, plus side floats): in a file,
+        unless they are entropy coded there, and in memory, where any row can be read. ``bits`` counts what a file takes, lengths too."""
         return math.ceil(rows * sum(self.widths) / 8) + rows * self.side_count * self.side_dtype.itemsize
 
     @classmethod
@@ -503,3 +510,20 @@ class Progressive(Protocol):
     """Codes whose prefix is a coarser code."""
 
     def truncate(self, codes: Codes, bits: float) -> Codes: ...
+
+
+@runtime_checkable
+class EntropyCoded(Protocol):
+    """Indices that files hold as an entropy-coded stream, of a length that depends on them and without access to single rows."""
+
+    def code_length(self) -> float:
+        """Expected bits of the indices of one vector."""
+        ...
+
+    def compress(self, indices: Tensor) -> Tensor:
+        """uint8 stream of ``indices`` (rows, positions) integers within their levels."""
+        ...
+
+    def expand(self, data: Tensor, rows: int) -> Tensor:
+        """Inverse of ``compress``: int64 (rows, positions) within their levels; FormatError for a stranger's stream."""
+        ...

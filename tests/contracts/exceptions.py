@@ -5,4 +5,7 @@ A test asserts that each row still names an existing check and an existing quant
 
 from __future__ import annotations
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("test_counted_bits_equal_stored_bytes", "ecsq"): "its files hold an entropy-coded stream: tests/quantizers/test_ecsq.py counts that",
+    ("test_nominal_bits_count_everything", "ecsq"): "its nominal bits are an expected length: tests/quantizers/test_ecsq.py checks it",
+}

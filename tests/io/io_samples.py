@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 
 from codeword import catalog
 from codeword.io import folder, jobs, objects, tensors
-from codeword.quantizer import Quantizer
+from codeword.quantizer import EntropyCoded, Quantizer
 
 
 class Sample(NamedTuple):
@@ -59,7 +59,8 @@ def single_files() -> tuple[Sample, ...]:
         one = quantizer(name)
         codes = one.encode(rows(one.dim, 13, 1))
         found.append(_sample(f"quantizer-{name}", one.save, objects.load))
-        found.append(_sample(f"codes-{name}", lambda path, codes=codes, one=one: objects.save_codes(path, codes, one), objects.load_codes))
+        read = partial(objects.load_codes, quantizer=one) if isinstance(one, EntropyCoded) else objects.load_codes
+        found.append(_sample(f"codes-{name}", lambda path, codes=codes, one=one: objects.save_codes(path, codes, one), read))
     return tuple(found)
 
 

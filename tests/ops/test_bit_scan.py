@@ -8,6 +8,7 @@ import torch
 from codeword import ops
 from codeword.errors import ShapeError
 from codeword.ops import bit_blocks, dispatch
+from codeword.ops.bit_blocks import Query
 from codeword.quantizer import Codes
 from codeword.quantizers.rabitq import RaBitQ
 
@@ -108,3 +109,30 @@ def test_refuses_spans_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             ops.bit_scan(blocks, query, spans, coarse, 3, torch.ones(7, dtype=torch.bool), 1)
         with pytest.raises(ShapeError, match="k=0"):
             ops.bit_scan(blocks, query, spans, coarse, 0, None, 1)
+
+
+@native
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_many_threads_on_few_queries_and_few_codes_for_many_queries(bits: int) -> None:
+    """Work cut inside a query, and codes read once for several queries: the answer of one thread and one query."""
+    module = dispatch.native()
+    assert module is not None
+    g = torch.Generator().manual_seed(bits)
+    x, q = torch.randn(20_011, 24, generator=g), torch.randn(9, 24, generator=g)
+    quantizer = RaBitQ(dim=24, code_bits=bits, fast=True)
+    packed, query = quantizer.pack(quantizer.encode(x)), quantizer.prepare(q, "l2")
+    blocks = quantizer._blocks(packed)
+    spans = torch.tensor([[[0, 12_000], [12_000, 20_011]]]).expand(9, 2, 2).clone()
+    coarse = q.square().sum(1, keepdim=True).expand(9, 2).contiguous()
+    some = torch.rand(packed.rows, generator=g) < 0.5
+    for isa in module.runnable_isas():
+        module.set_isa(isa)
+        for k, allowed in ((1, None), (10, some), (700, None)):
+            alone = [bit_blocks._native(blocks, query.select(i), spans[i:i + 1], coarse[i:i + 1], k, allowed, 1) for i in range(9)]
+            for count in (1, 2, 9):
+                for num_threads in (1, 2, 3, 11):
+                    some_queries = Query(*(t[:count] for t in query[:4]), query.l2)
+                    distances, rows = bit_blocks._native(blocks, some_queries, spans[:count], coarse[:count], k, allowed, num_threads)
+                    assert torch.equal(distances, torch.cat([d for d, _ in alone[:count]])), (isa, k, count, num_threads)
+                    assert torch.equal(rows, torch.cat([r for _, r in alone[:count]])), (isa, k, count, num_threads)
+    module.set_isa("")

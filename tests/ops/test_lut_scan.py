@@ -121,3 +121,30 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
             ops.lut_scan(blocks, tables, spans, coarse, 0, None, 1)
         with pytest.raises(ShapeError, match="tables"):
             ops.lut_scan(blocks, tables[:, :3], spans, coarse, 1, None, 1)
+
+
+@native
+@pytest.mark.parametrize(("books", "size", "dim"), [(1, 1, 1), (3, 7, 5), (7, 16, 4), (2, 63, 100), (5, 256, 3), (1, 257, 33), (4, 1000, 2)])
+def test_tables_equal_their_definition(books: int, size: int, dim: int) -> None:
+    g = torch.Generator().manual_seed(books + size)
+    codebooks = torch.randn(books, dim, size, generator=g)
+    squares = codebooks.double().square().sum(1)
+    module = dispatch.native()
+    assert module is not None
+    for scale in (1.0, 1e25, 1e-30):
+        queries = torch.randn(9, books, dim, generator=g) * scale
+        for factor, first in ((-1.0, None), (-2.0, squares)):
+            expected = lut_blocks.tables_reference(queries, codebooks, factor, first)
+            for isa in module.runnable_isas():
+                module.set_isa(isa)
+                assert torch.equal(ops.lut_tables(queries, codebooks, factor, first), expected), isa
+                assert torch.equal(ops.lut_tables(queries[4:5], codebooks, factor, first), expected[4:5]), isa
+    module.set_isa("")
+
+
+def test_tables_refuse() -> None:
+    queries, codebooks = torch.randn(2, 3, 4), torch.randn(3, 4, 16)
+    with pytest.raises(ShapeError, match="queries"):
+        ops.lut_tables(queries[:, :2], codebooks, -1.0, None)
+    with pytest.raises(ShapeError, match="factor"):
+        ops.lut_tables(queries, codebooks, 0.3, None)

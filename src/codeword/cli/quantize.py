@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
            as_json: Json = False) -> None:
     """Encode vectors with a fitted quantizer. Finished parts wait in OUT.job until all are there; Ctrl-C loses none."""
-    from codeword.io import jobs, objects
+    from codeword.io import jobs, objects, tensors
     folder = out.with_name(out.name + ".job")
     resume = resume and folder.exists()
     if not dry_run and not resume:  # a job that has begun was allowed to
@@ -83,12 +84,13 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
         if ran.interrupted:
             note(f"{ran.before + ran.now} of {ran.total} parts are done; the same command with --resume continues")
             raise KeyboardInterrupt
-        objects.save_codes(out, _joined([objects.codes_from_parts(*job.result(unit), made) for unit in units]), made)
+        parts, header = objects.codes_to_parts(_joined([objects.codes_from_parts(*job.result(unit), made) for unit in units]), made)
+        tensors.write_tensors(out, parts, header)
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     per_vector = out.stat().st_size / len(data)
     summary = {"file": str(out), "rows": len(data), "bytes": out.stat().st_size,
-               "bytes_per_vector": made.stored_bytes(len(data)) / len(data),
+               "bytes_per_vector": sum(t.numel() * t.element_size() for t in parts.values()) / len(data),
                "fingerprint": made.fingerprint, "parts_resumed": ran.before, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}, {per_vector:.1f} bytes a vector with its header)",
@@ -150,7 +152,7 @@ def _dry_run(made: Any, data: Any, units: int, step: int, as_json: bool) -> None
     started = time.perf_counter()
     made.encode(block)
     seconds = (time.perf_counter() - started) / len(block) * len(data)
-    stored = made.stored_bytes(len(data))
+    stored = math.ceil(made.nominal_bits * made.dim * len(data) / 8)
     unpacked = len(data) * len(made.levels) * made.index_dtype.itemsize
     memory = 3 * 4 * min(step, len(data)) * made.dim + 2 * unpacked + stored
     emit({"rows": len(data), "parts": units, "seconds": seconds, "bytes": stored, "memory_bytes": memory}, as_json, lambda: pairs({

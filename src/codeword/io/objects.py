@@ -17,8 +17,8 @@ So a configuration that asks for a codebook of a terabyte allocates nothing and 
 6. An argument that a later release adds stands in ``later_arguments`` with the value that means what there was before. At that value
    it is not stored, so old files load, and old fingerprints and bytes stay. Defaults may change: every other argument is stored.
 
-Codes are one bit string (``ops.pack``) with their levels, shape and the quantizer's fingerprint; every index is checked against its
-level on loading.
+Codes are one bit string (``ops.pack``), or the stream of a quantizer that is ``EntropyCoded``, with their levels, shape and the
+quantizer's fingerprint; every index is checked against its level on loading.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from codeword.io import canonical
 from codeword.io.canonical import LIMITS, Limits
 from codeword.io.tensors import _NAMES, read_tensors, write_tensors
 from codeword.parts import arrays
-from codeword.quantizer import Codes, Quantizer
+from codeword.quantizer import Codes, EntropyCoded, Quantizer
 
 MAX_DIM = 1 << 16
 """Widest quantizer a file may hold."""
@@ -83,7 +83,7 @@ def save_codes(path: str | Path, codes: Codes, quantizer: Quantizer, *, durable:
 
 def load_codes(path: str | Path, quantizer: Quantizer | None = None, *, limits: Limits = LIMITS) -> Codes:
     """The codes in ``path`` as torch tensors, every value checked. Raises FormatError; with ``quantizer`` given, also where they are
-    another one's ("fingerprint")."""
+    another one's ("fingerprint"). Without it codes that are entropy coded cannot be read ("kind")."""
     tensors, header = read_tensors(path, limits=limits)
     return codes_from_parts(tensors, header, quantizer, str(path))
 
@@ -246,12 +246,19 @@ def _check_values(quantizer: Quantizer, what: str) -> None:
 
 
 def codes_to_parts(codes: Codes, quantizer: Quantizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of ``codes``: "indices" (the bit string), "side" and "lengths" where there are any."""
+    """Tensors and header of ``codes``: "indices" (the bit string) or "stream" (entropy coded), "side" and "lengths" where there are any."""
     indices, side, lengths = quantizer._check_codes(codes)
     shape = list(indices.shape[:-1])
-    if indices.numel() > _most_positions(math.ceil(indices.numel() // max(1, len(quantizer.levels)) * sum(quantizer.widths) / 8)):
+    rows = indices.reshape(-1, len(quantizer.levels)).cpu()
+    if isinstance(quantizer, EntropyCoded):
+        tensors = {"stream": quantizer.compress(rows)}
+        stored = tensors["stream"].numel()
+    else:
+        stored = math.ceil(len(rows) * sum(quantizer.widths) / 8)
+    if indices.numel() > _most_positions(stored):
         raise Unsupported(f"{quantizer.name} stores these codes in almost no bits; a reader could not bound their number")
-    tensors = {"indices": ops.pack(indices.reshape(-1, len(quantizer.levels)).cpu(), quantizer.widths)}
+    if not isinstance(quantizer, EntropyCoded):
+        tensors = {"indices": ops.pack(rows, quantizer.widths)}
     if side is not None:
         tensors["side"] = side.cpu()
     if lengths is not None:
@@ -277,14 +284,20 @@ def codes_from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], quan
         if tuple(quantizer.levels) != levels or quantizer.dim != header["dim"] or quantizer.name != header["quantizer"]:
             raise FormatError("shape", f"{what} declares other levels than the quantizer whose fingerprint it carries")
     rows, widths = math.prod(shape), tuple((level - 1).bit_length() for level in levels)
+    if "stream" in tensors and quantizer is None:
+        raise FormatError("kind", f"{what} is entropy coded; its codes cannot be read without the quantizer that wrote them")
     _check_code_tensors(tensors, shape, rows, levels, widths, quantizer, what)
+    lengths = tensors.get("lengths")
+    lengths = None if lengths is None else lengths.to(torch.int32)
+    if isinstance(quantizer, EntropyCoded):
+        found = quantizer.expand(tensors["stream"], rows).to(arrays.unsigned_dtype(max(levels)))
+        return Codes(found.reshape(*shape, len(levels)), tensors.get("side"), lengths)
     indices, tops = torch.empty(rows, len(levels), dtype=arrays.unsigned_dtype(max(levels))), torch.tensor(levels)
     for start, stop, block in _unpack(tensors["indices"], widths, rows):
         if bool((block >= tops).any()):
             raise FormatError("value", f"{what} has an index outside its level among rows {start}..{stop - 1}")
         indices[start:stop] = block.to(indices.dtype)
-    lengths = tensors.get("lengths")
-    return Codes(indices.reshape(*shape, len(levels)), tensors.get("side"), None if lengths is None else lengths.to(torch.int32))
+    return Codes(indices.reshape(*shape, len(levels)), tensors.get("side"), lengths)
 
 
 def _levels(runs: list[Any], what: str) -> tuple[int, ...]:
@@ -310,19 +323,20 @@ def _lead_shape(shape: list[Any], what: str) -> tuple[int, ...]:
 def _check_code_tensors(tensors: Mapping[str, Tensor], shape: tuple[int, ...], rows: int, levels: tuple[int, ...], widths: tuple[int, ...],
                         quantizer: Quantizer | None, what: str) -> None:
     """Shapes, dtypes and values of all three tensors but the indices themselves."""
-    if "indices" not in tensors:
-        raise FormatError("missing-key", f"{what} lacks the tensor 'indices'")
-    for name in tensors.keys() - {"indices", "side", "lengths"}:
+    main = "stream" if isinstance(quantizer, EntropyCoded) else "indices"
+    if main not in tensors:
+        raise FormatError("missing-key", f"{what} lacks the tensor {main!r}")
+    for name in tensors.keys() - {main, "side", "lengths"}:
         raise FormatError("unknown-key", f"{what} has a tensor {name!r}; codes have none of that name")
-    need = ops.packed_bytes(rows, widths)
-    data, side, lengths = tensors["indices"], tensors.get("side"), tensors.get("lengths")
+    data, side, lengths = tensors[main], tensors.get("side"), tensors.get("lengths")
+    need = data.numel() if main == "stream" else ops.packed_bytes(rows, widths)
     if data.dtype != torch.uint8:
         raise FormatError("dtype", f"{what} has indices of {data.dtype}; a bit string of uint8 is needed")
     if tuple(data.shape) != (need,):
         raise FormatError("shape", f"{what} has a bit string of shape {tuple(data.shape)}; {rows} codes take ({need},)")
     if rows * len(levels) > _most_positions(need):
         raise FormatError("limit", f"{what} declares {rows} codes of {len(levels)} positions in {need} bytes")
-    spare = 8 * need - rows * sum(widths)
+    spare = 0 if main == "stream" else 8 * need - rows * sum(widths)
     if spare and int(data[-1]) >> (8 - spare):
         raise FormatError("value", f"{what} has padding bits that are not zero")
     if side is not None:

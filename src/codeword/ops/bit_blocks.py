@@ -73,15 +73,13 @@ def bit_scan(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int
     rows = len(blocks.planes) * BLOCK
     if spans.ndim != 3 or spans.shape[2] != 2 or coarse.shape != spans.shape[:2] or len(spans) != len(query.z1) or k < 1:
         raise ShapeError(f"bit_scan got spans {tuple(spans.shape)}, coarse {tuple(coarse.shape)}, {len(query.z1)} queries and k={k}")
-    if spans.numel():
-        start, stop = spans[..., 0], spans[..., 1]
-        full = start < stop
-        if bool((full & ((start < 0) | (stop > rows) | (start % BLOCK != 0))).any()):
-            raise ShapeError(f"bit_scan got a span outside 0..{rows} or one that does not start at a multiple of {BLOCK}")
     if allowed is not None and allowed.shape != (rows,):
         raise ShapeError(f"allowed has shape {tuple(allowed.shape)}; ({rows},) is needed")
     if dispatch.choice("bit_scan", blocks.planes.device) == "native":
-        return _native(blocks, query, spans, coarse, k, allowed, num_threads)
+        return _native(blocks, query, spans, coarse, k, allowed, num_threads)  # checks the spans itself
+    start, stop = spans[..., 0], spans[..., 1]
+    if bool(((start < stop) & ((start < 0) | (stop > rows) | (start % BLOCK != 0))).any()):
+        raise ShapeError(f"bit_scan got a span outside 0..{rows} or one that does not start at a multiple of {BLOCK}")
     return reference(blocks, query, spans, coarse, k, allowed)
 
 

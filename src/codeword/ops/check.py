@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import bit_blocks, dispatch, functions, grid, lut_blocks, reference
+from codeword.ops import adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -30,6 +30,8 @@ def self_check() -> dict[str, bool]:
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan = bit_blocks.example(generator)
     tables = lut_blocks.example(generator)
+    slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
+    eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
@@ -39,8 +41,11 @@ def self_check() -> dict[str, bool]:
         "pack": (lambda: functions.pack(indices, widths), lambda: packed),
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
+        "adjust_code": (lambda: adjust.adjust_code(x, [60, 40], [3, 9], 4), lambda: adjust.reference(x, [60, 40], [3, 9], 4)),
+        "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
+        "lut_tables": (lambda: lut_blocks.lut_tables(*slices), lambda: lut_blocks.tables_reference(*slices)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }
     return {op: _same(got(), want()) for op, (got, want) in cases.items() if dispatch.choice(op) == "native"}

@@ -18,7 +18,10 @@ import torch
 
 from codeword.errors import Unsupported
 
-OPS = ("nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "grid_code", "lut_scan")
+OPS = (
+    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code",
+    "adjust_code", "lut_scan", "lut_tables", "additive_search", "e8_nearest",
+)
 
 
 @cache
@@ -39,7 +42,7 @@ def choice(op: str, device: torch.device | str = "cpu") -> str:
     forced = os.environ.get("CODEWORD_OPS", "")
     if forced not in ("", "reference", "native"):
         raise Unsupported(f"CODEWORD_OPS={forced!r}; reference and native are known")
-    on_cpu = torch.device(device).type == "cpu"
+    on_cpu = (device if isinstance(device, torch.device) else torch.device(device)).type == "cpu"
     if forced == "native" and not on_cpu:
         raise Unsupported(f"CODEWORD_OPS=native, but {op!r} got a tensor on {torch.device(device).type}; its kernels run on the CPU")
     if forced == "reference" or not on_cpu:

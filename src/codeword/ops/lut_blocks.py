@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,35 +63,42 @@ def _native(blocks: Blocks, tables: Tensor, spans: Tensor, coarse: Tensor, k: in
             num_threads: int) -> tuple[Tensor, Tensor]:
     module = dispatch.native()
     assert module is not None
-    distances = torch.empty(len(spans), k, dtype=torch.float32)
-    found = torch.empty(len(spans), k, dtype=torch.int64)
+    distances = np.empty((len(spans), k), np.float32)
+    found = np.empty((len(spans), k), np.int64)
     module.lut_scan(
         blocks.codes.numpy(), width(blocks.size), None if blocks.terms is None else blocks.terms.numpy(), tables.contiguous().numpy(),
         spans.contiguous().numpy(), coarse.float().contiguous().numpy(),
-        None if allowed is None else allowed.contiguous().view(torch.uint8).numpy(), distances.numpy(), found.numpy(), num_threads)
-    return distances, found
+        None if allowed is None else allowed.contiguous().view(torch.uint8).numpy(), distances, found, num_threads)
+    return torch.from_numpy(distances), torch.from_numpy(found)
 
 
-def lut_tables(queries: Tensor, codebooks: Tensor, factor: float, squares: bool) -> Tensor:
-    """float32 (q, M, K): factor <q_m, c_mk>, plus |c_mk|^2 with ``squares``, for ``queries`` (q, M, d) and ``codebooks`` (M, K, d).
-    Accumulated over d in float64, in order, and rounded once: the same for a query alone and in any batch."""
-    if queries.ndim != 3 or codebooks.ndim != 3 or queries.shape[1:] != (codebooks.shape[0], codebooks.shape[2]):
-        raise ShapeError(f"lut_tables got queries {tuple(queries.shape)} and codebooks {tuple(codebooks.shape)}; (q, M, d) and (M, K, d) are needed")
-    return tables_reference(queries.float(), codebooks.float(), factor, squares)
+def lut_tables(queries: Tensor, codebooks: Tensor, factor: float, first: Tensor | None) -> Tensor:
+    """float32 (q, M, K): first[m, k] + factor <q_m, c_mk>, for ``queries`` (q, M, d), ``codebooks`` (M, d, K), coordinates first, and
+    ``first`` float64 (M, K) or None. Accumulated over d in float64, in order, and rounded once: the same alone and in any batch."""
+    if queries.ndim != 3 or codebooks.ndim != 3 or queries.shape[1:] != codebooks.shape[:2]:
+        raise ShapeError(f"lut_tables got queries {tuple(queries.shape)} and codebooks {tuple(codebooks.shape)}; (q, M, d) and (M, d, K) are needed")
+    if factor not in (-1.0, -2.0):
+        raise ShapeError(f"lut_tables got factor={factor}; -1 and -2 are allowed")
+    if dispatch.choice("lut_tables", queries.device) == "native":
+        module = dispatch.native()
+        assert module is not None
+        out = np.empty((len(queries), codebooks.shape[0], codebooks.shape[2]), np.float32)
+        module.lut_tables(queries.detach().contiguous().numpy(), codebooks.detach().contiguous().numpy(), factor,
+                          None if first is None else first.contiguous().numpy(), out, dispatch.num_threads())
+        return torch.from_numpy(out)
+    return tables_reference(queries, codebooks, factor, first)
 
 
 # ---------------------------------------------------------------------- the definition
 
 
-def tables_reference(queries: Tensor, codebooks: Tensor, factor: float, squares: bool) -> Tensor:
+def tables_reference(queries: Tensor, codebooks: Tensor, factor: float, first: Tensor | None) -> Tensor:
     """One coordinate of all slices at a time."""
-    books = codebooks.double()
-    total = torch.zeros(len(queries), *codebooks.shape[:2], dtype=torch.float64)
-    if squares:
-        for i in range(books.shape[2]):
-            total += books[:, :, i].square()
-    for i in range(books.shape[2]):
-        total += (factor * queries[:, :, None, i].double()) * books[:, :, i]
+    total = queries.new_zeros(len(queries), codebooks.shape[0], codebooks.shape[2], dtype=torch.float64)
+    if first is not None:
+        total += first
+    for i in range(codebooks.shape[1]):
+        total += (factor * queries[:, :, i, None].double()) * codebooks[:, i].double()
     return total.float()
 
 

@@ -29,16 +29,17 @@ class KMeans(NamedTuple):
 
 
 def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: Tensor | None = None,
-           tolerance: float = 1e-4) -> KMeans:
+           tolerance: float = 1e-4, start: Tensor | None = None) -> KMeans:
     """Cluster float32 rows x (n, d) into k centroids. Starts from k distinct rows where there are as many (fewer: some centroids
-    repeat and stay unused); stops early once the objective improves by less than ``tolerance`` (relative)."""
+    repeat and stay unused); stops early once the objective improves by less than ``tolerance`` (relative).
+    ``start`` (k, d): centroids to begin with instead."""
     if k < 1 or len(x) < 1:
         raise CodewordError(f"kmeans got {len(x)} rows and k={k}; at least one of each is needed")
     keep = ROWS_PER_CENTROID * k
     if len(x) > keep:
         rows = torch.from_numpy(random.choice(seed, len(x), keep, stream="kmeans rows")).to(x.device)
         x, weights = x[rows], None if weights is None else weights[rows]
-    centroids = _start(x, k, seed)
+    centroids = _start(x, k, seed) if start is None else start.clone()
     history: list[float] = []
     repaired = 0
     for _ in range(iterations):

@@ -11,7 +11,7 @@ A quantizer says what its tables and terms are; this file does the rest. Two rec
     pack(codes, given)       lookup.pack(indices, self.levels, terms or None)
     unpack, take, lay        lookup.unpack(packed, rows, self.levels), lookup.take(...), lookup.lay(rows, self.levels)
     check(packed)            lookup.check(packed, self.levels, self.name)
-    prepare(queries, metric) lookup.Query(tables (q, M, max(levels)), metric)
+    prepare(queries, metric) lookup.slice_tables(queries, codebooks, metric, self.name), or lookup.Query(tables (q, M, max(levels)), metric)
     scan, search_spans       lookup.scan(...), lookup.search_spans(...)
 
 Bytes per row: M codes of 4, 8 or 16 bits, the fewest that hold the largest level, M rounded up to a multiple of 4 for 4 bits; 4 for the
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from codeword import ops
 from codeword.errors import Unsupported
@@ -49,6 +50,36 @@ def require_metric(metric: str, name: str) -> float:
     if metric not in ("l2", "ip"):
         raise Unsupported(f"{name}.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
     return -2.0 if metric == "l2" else -1.0
+
+
+class Books(NamedTuple):
+    """Codebooks of slices as ``ops.lut_tables`` takes them: ``turned`` float32 (M, d, K), ``squares`` float64 (M, K): |c|^2."""
+
+    turned: Tensor
+    squares: Tensor
+
+
+_BOOKS = WeakIdKeyDictionary()
+
+
+def books_of(codebooks: Tensor) -> Books:
+    """Of ``codebooks`` (M, K, d); remembered as long as that tensor lives and is not written to."""
+    version = -1 if codebooks.is_inference() else codebooks._version
+    known = _BOOKS.get(codebooks)
+    if known is None or known[0] != version or version < 0:
+        turned = codebooks.detach().float().transpose(1, 2).contiguous()
+        squares = torch.zeros(turned.shape[0], turned.shape[2], dtype=torch.float64, device=turned.device)
+        for i in range(turned.shape[1]):
+            squares += turned[:, i].double().square()
+        known = _BOOKS[codebooks] = version, Books(turned, squares)
+    return known[1]
+
+
+def slice_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> Query:
+    """Tables of the recipe for slices: ``queries`` (q, dim), ``codebooks`` (M, K, dim / M)."""
+    factor, books = require_metric(metric, name), books_of(codebooks)
+    slices = queries.float().reshape(len(queries), *books.turned.shape[:2])
+    return Query(ops.lut_tables(slices, books.turned, factor, books.squares if metric == "l2" else None), metric)
 
 
 def pack(indices: Tensor, levels: tuple[int, ...], terms: Tensor | None) -> Packed:

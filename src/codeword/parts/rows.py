@@ -28,3 +28,8 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
     first[0] = 1.0
     return torch.where(usable.unsqueeze(-1), torch.where(usable.unsqueeze(-1), x.double(), 0.0) / norm, first), usable
+
+
+def power(exponent: Tensor) -> Tensor:
+    """2^exponent in float64 (-1022..1023), from its bits: exact."""
+    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from codeword import ops
 from codeword.parts import anisotropic, lookup, quadratic, slices
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
@@ -91,9 +90,7 @@ class PQ(Quantizer):
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
-        factor = lookup.require_metric(metric, self.name)
-        parts = queries.float().reshape(len(queries), self.num_codebooks, -1)
-        return lookup.Query(ops.lut_tables(parts, self.codebooks, factor, metric == "l2"), metric)
+        return lookup.slice_tables(queries, self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)

@@ -27,7 +27,7 @@ from codeword.parts.combinator import Combinator, stats_of
 from codeword.parts.moments import moments
 from codeword.parts.pca import pca
 from codeword.parts.threads import one_thread
-from codeword.quantizer import Quantizer
+from codeword.quantizer import EntropyCoded, Quantizer
 
 SEARCH_VALUES = 1 << 18
 """Numbers that the search for s and t looks at, at most."""
@@ -45,6 +45,8 @@ class Projected(Combinator):
                                 "'scale' with equal widths or 'pca' with a quantizer at most as wide are allowed")
         self.dim, self.map = dim, map
         self.learns, self.fitted = True, False
+        if isinstance(quantizer, EntropyCoded):
+            self.code_length, self.compress, self.expand = quantizer.code_length, quantizer.compress, quantizer.expand
         width = quantizer.dim
         self.register_buffer("mean", torch.zeros(dim))
         for name, value in (("scale", 1.0), ("shift", 0.0), ("gain", 1.0), ("base", 0.0)):

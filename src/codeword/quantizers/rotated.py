@@ -22,7 +22,7 @@ from codeword import catalog, ops
 from codeword.errors import CodewordError
 from codeword.parts import arrays, random
 from codeword.parts.combinator import Combinator, stats_of
-from codeword.quantizer import Codes, Packed, Quantizer, Query, Scannable
+from codeword.quantizer import Codes, EntropyCoded, Packed, Quantizer, Query, Scannable
 
 
 class Rotated(Combinator):
@@ -39,6 +39,8 @@ class Rotated(Combinator):
             self.pack, self.prepare = self._pack, self._prepare
             self.unpack, self.take, self.lay, self.check = quantizer.unpack, quantizer.take, quantizer.lay, quantizer.check
             self.scan, self.search_spans = quantizer.scan, quantizer.search_spans
+        if isinstance(quantizer, EntropyCoded):
+            self.code_length, self.compress, self.expand = quantizer.code_length, quantizer.compress, quantizer.expand
 
     @classmethod
     def wrap(cls, inner: tuple[str, ...], dim: int, *, seed: int = 0) -> Self:

@@ -30,6 +30,7 @@ MEANING = (
     ("recall@10", "share of the true ten nearest held-out rows among the ten that the codes rank first"),
     ("ecsq, ecsq-pca", "entropy-coded scalar quantization with an ideal entropy coder, plain and along the principal axes: the strongest "
                        "baseline, but of variable length, so no row can be read on its own"),
+    ("ecsq-coded", "the same along the principal axes with a real entropy coder and the step chosen on the fit rows: the bytes of a file"),
 )
 
 

@@ -29,7 +29,7 @@ from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
 from codeword.io.folder import export_file, import_file
 from codeword.parts import arrays
 from codeword.parts.arguments import require_input_space
-from codeword.quantizer import Quantizer, Report
+from codeword.quantizer import Codes, Quantizer, Report
 from codeword.search import saving, scores
 from codeword.search.filters import Filter, id_array
 from codeword.search.lists import Lists
@@ -142,6 +142,44 @@ class Index:
         """``add`` where a stored id replaces its row."""
         return self.add(x, ids, on_duplicate="replace")
 
+    def route(self, centroids: Any, *, residual: bool) -> Self:
+        """Use given lists (nlist, dim) instead of learning them: for codes that were made elsewhere. ``residual``: codes are of x - c.
+        Raises CodewordError where rows are stored already, or a quantizer is still to be fitted."""
+        n = arrays.check_rows(centroids, self.dim, "route")
+        if len(self) or self.nlist != n or not self.quantizer.fitted or self.reranks:
+            raise CodewordError(f"route got {n} centroids for an index of {len(self)} rows, nlist={self.nlist} and "
+                                f"{'a' if self.quantizer.fitted else 'an un'}fitted quantizer; an empty index with nlist={n}, a fitted "
+                                "quantizer and nothing to re-rank from is needed")
+        values = arrays.take_rows(centroids, self.dim, None).clone()
+        arrays.check_finite(values, "route")
+        with self._lock:
+            self._forget()
+            self._schema = Schema(Lists(values, residual), self.quantizer, None, self.store, self.metric)
+        return self
+
+    def add_codes(self, codes: Codes, ids: Any, lists: Any = None) -> None:
+        """Add rows that are codes of the index's quantizer already, under new ``ids`` (n,); ``lists`` (n,): the list each belongs to,
+        None for a flat index. All rows are added, or none."""
+        schema = self._fitted("add_codes")
+        if self.reranks:
+            raise Unsupported("add_codes got codes alone, but this index re-ranks; add the vectors")
+        indices, side, lengths = self.quantizer._check_codes(codes)
+        if indices.ndim != 2 or lengths is not None:
+            raise ShapeError(f"add_codes got indices of shape {tuple(indices.shape)}; (n, {len(self.quantizer.levels)}), without lengths, "
+                             "are needed")
+        numbers = _distinct(id_array(ids, "add_codes"), len(indices))
+        labels = np.zeros(len(indices), np.int64) if lists is None else id_array(lists, "add_codes")
+        if (lists is None) != (self.nlist is None) or len(labels) != len(indices) or (len(labels) and int(labels.max()) >= self.lists):
+            raise ShapeError(f"add_codes got lists that are not {len(indices)} numbers below {self.lists} (none for a flat index)")
+        with self._lock:
+            if (known := numbers[self._known(numbers)]).size:
+                raise CodewordError(f"add_codes got id {known[0]}, which is stored already")
+            if len(numbers):
+                small = Codes(indices.to(self.quantizer.index_dtype).cpu(), None if side is None else side.cpu())
+                self._append(schema, Rows(torch.from_numpy(numbers), torch.from_numpy(labels), small, None, None))
+                self._next_id = max(self._next_id, int(numbers.max()) + 1)
+                self._merge(schema)
+
     def remove(self, ids: Any, *, missing: str = "error") -> int:
         """Delete rows by id; returns how many. An unknown id is an error (then nothing is deleted) unless ``missing="ignore"``."""
         if missing not in ("error", "ignore"):
@@ -186,7 +224,8 @@ class Index:
                 raise CodewordError(f"search got {name}={value!r}; {allowed} is allowed")
         if rerank and not self.reranks:
             raise Unsupported("search got rerank, but this index keeps nothing to re-rank from; build it with rerank_quantizer or store")
-        queries = torch.cat([scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)])
+        blocks = [scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)]
+        queries = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         distances, ids = top_k(schema, self._snapshot(), queries, int(k), int(nprobe), int(rerank), Filter(allow, deny), int(num_threads))
         shape = (*q.shape[:-1], int(k))
         return Hits(arrays.like(distances.reshape(shape), q), arrays.like(ids.reshape(shape), q))

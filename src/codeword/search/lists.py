@@ -20,7 +20,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.parts.kmeans import kmeans
 from codeword.quantizer import BLOCK
-from codeword.search.scores import exact_dot
+from codeword.search.scores import exact_dot, squares
 
 
 class Probes(NamedTuple):
@@ -70,7 +70,7 @@ class Lists:
     def probe(self, queries: Tensor, nprobe: int, metric: str) -> Probes:
         """``metric`` "l2" or "ip". The first ``nprobe`` lists of each prepared query; the same for a query alone or in any batch."""
         count = min(nprobe, self.count)
-        lengths = exact_dot(queries, queries).float().unsqueeze(1) if metric == "l2" else None
+        lengths = squares(queries).unsqueeze(1) if metric == "l2" else None
         if self.centroids is None or self._squares is None:
             lists = torch.zeros(len(queries), 1, dtype=torch.int64)
             return Probes(lists, lists.float() if lengths is None else lengths)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeword import ops
 from codeword.errors import CodewordError, ShapeError
 from codeword.ops.reference import LANES
 from codeword.parts import arrays
@@ -60,6 +61,11 @@ def scanned_metric(metric: str) -> str:
 def exact_dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y> over the last axis in float64 (each product is exact)."""
     return _sum(x.double() * y.double())
+
+
+def squares(x: Tensor) -> Tensor:
+    """float32 (n,): |x|^2 of rows, ``exact_dot(x, x)`` rounded: the distance from the origin, whose additions have the same order."""
+    return ops.nearest(x, torch.zeros(1, x.shape[1])).distances
 
 
 def _sum(terms: Tensor) -> Tensor:

@@ -25,10 +25,9 @@ def top_k(schema: Schema, views: Sequence[View], queries: Tensor, k: int, nprobe
           num_threads: int) -> tuple[Tensor, Tensor]:
     """Distances float32 (q, k) ascending and ids int64 (q, k) of prepared ``queries``; missing hits are +inf and -1."""
     allowed = [_allowed(view, keep) for view in views]
-    blocks = [_block(schema, views, allowed, part, k, nprobe, rerank, num_threads) for part in queries.split(QUERIES)]
-    if not blocks:
-        return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
-    distances, ids = torch.cat([d for d, _ in blocks]), torch.cat([i for _, i in blocks])
+    parts = queries.split(QUERIES) if len(queries) > QUERIES else (queries,)
+    blocks = [_block(schema, views, allowed, part, k, nprobe, rerank, num_threads) for part in parts]
+    distances, ids = _joined([d for d, _ in blocks], 0), _joined([i for _, i in blocks], 0)
     short = k - distances.shape[1]
     return (distances, ids) if not short else (torch.nn.functional.pad(distances, (0, short), value=torch.inf),
                                                torch.nn.functional.pad(ids, (0, short), value=-1))
@@ -45,10 +44,10 @@ def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | Non
              for view, mask in zip(views, allowed, strict=True) if view.live]
     if not found:
         return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    distances = torch.cat([d for d, _, _ in found], dim=1)
-    slots = torch.cat([s for _, s, _ in found], dim=1)
-    ids = torch.cat([i for _, _, i in found], dim=1)
-    which = torch.cat([torch.full(s.shape, n) for n, (_, s, _) in enumerate(found)], dim=1)
+    distances = _joined([d for d, _, _ in found], 1)
+    slots = _joined([s for _, s, _ in found], 1)
+    ids = _joined([i for _, _, i in found], 1)
+    which = _joined([torch.full(s.shape, n) for n, (_, s, _) in enumerate(found)], 1) if rerank else slots
     if schema.metric == "cosine":
         distances = 0.5 * distances
     if len(found) > 1 or _ties(distances):
@@ -63,10 +62,17 @@ def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | Non
 def _segment(schema: Schema, view: View, allowed: Tensor | None, prepared: object, probes: Probes, k: int,
              num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(distances, slots, ids), each (q, k), of one segment."""
-    starts, counts = view.segment.tensors["starts"][probes.lists], view.segment.tensors["counts"][probes.lists]
-    spans = torch.stack((starts, starts + counts), dim=2)
-    distances, slots = schema.scanner.search_spans(view.segment.packed, prepared, spans, probes.coarse, k, allowed, num_threads)
-    return distances, slots, torch.where(slots < 0, -1, view.segment.ids[slots.clamp(min=0)])
+    # numpy: with one query the calls themselves are the cost, and torch's take several times as long
+    lists, starts, counts = (t.numpy() for t in (probes.lists, view.segment.tensors["starts"], view.segment.tensors["counts"]))
+    spans = np.empty((*lists.shape, 2), np.int64)
+    spans[..., 0] = starts[lists]
+    spans[..., 1] = spans[..., 0] + counts[lists]
+    distances, slots = schema.scanner.search_spans(view.segment.packed, prepared, torch.from_numpy(spans), probes.coarse, k, allowed,
+                                                   num_threads)
+    found = slots.numpy()
+    ids = view.segment.ids.numpy()[np.maximum(found, 0)]
+    ids[found < 0] = -1
+    return distances, slots, torch.from_numpy(ids)
 
 
 def _allowed(view: View, keep: Filter) -> Tensor | None:
@@ -76,8 +82,13 @@ def _allowed(view: View, keep: Filter) -> Tensor | None:
     return mask if view.deleted is None else mask & ~view.deleted
 
 
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 def _ties(distances: Tensor) -> bool:
-    return bool((distances[:, 1:] == distances[:, :-1]).any())
+    values = distances.numpy()
+    return bool((values[:, 1:] == values[:, :-1]).any())
 
 
 def _ordered(k: int, distances: Tensor, ids: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

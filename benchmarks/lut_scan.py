@@ -1,0 +1,182 @@
+"""PQ codes scanned by lut_scan beside faiss: IndexPQFastScan at 4 bits, IndexPQ at 8, with the same codebooks and the same codes.
+
+    python benchmarks/lut_scan.py VECTORS.npy [--quick] [--rounds 5] [--out results/lut_scan.csv]
+
+faiss trains the codebooks and encodes; its centroids and codes are copied into our layout. The first rows of VECTORS are the queries.
+A list in cache is 20,000 rows of the data; one in memory is 8 million rows, made from those codes by joining halves of different rows.
+Both are timed from raw queries to the ten nearest, tables included, in interleaved rounds; the median counts. With one thread the
+clock is the thread's processor time, else the wall's.
+
+    bits, books, bytes   of a code, look-ups a row, bytes of codes a row          rows, queries, threads   of one call
+    ours_ns, theirs_ns   a code (one row for one query), everything included     ratio                    theirs over ours
+    scan_ns              ours, tables made before                                ours_gbs                 bytes of codes times queries, by scan_ns
+    read_gbs             sum of a buffer of the same size, same threads          share                    ours_gbs over read_gbs
+    ours_exact, theirs_exact     share of the ten nearest by the float32 definition that is returned
+    ours_recall, theirs_recall   share of the true ten nearest vectors (lists of real rows only)
+    clock, load, cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeword import ops
+from codeword.ops.lut_blocks import Blocks, pack_codes, reference
+from codeword.parts import lookup
+
+K = 10
+FIELDS = ("bits", "books", "bytes", "rows", "queries", "threads", "ours_ns", "theirs_ns", "ratio", "scan_ns", "ours_gbs", "read_gbs", "share",
+          "ours_exact", "theirs_exact", "ours_recall", "theirs_recall", "clock", "load", "cpu")
+PIECE = 1 << 20
+
+
+class Case:
+    """The same codes in both libraries."""
+
+    def __init__(self, base: np.ndarray, books: int, bits: int, rows: int) -> None:
+        dim, self.books, self.size, self.bits, self.rows = base.shape[1], books, 1 << bits, bits, rows
+        trained = faiss.IndexPQ(dim, books, bits)
+        trained.train(base)
+        codes = trained.pq.compute_codes(base)
+        self.codebooks = torch.from_numpy(faiss.vector_to_array(trained.pq.centroids).reshape(books, self.size, -1).copy())
+        if rows > len(codes):
+            codes = joined(codes, rows)
+        self.real = rows <= len(base)
+        codes = codes[:rows]
+        faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), trained.codes)
+        trained.ntotal = rows
+        self.theirs = faiss.IndexPQFastScan(trained) if bits == 4 else trained
+        parts = [pack_codes(torch.from_numpy(self.unpacked(codes[i:i + PIECE])), self.size) for i in range(0, rows, PIECE)]
+        self.blocks = Blocks(torch.cat(parts), None, books, self.size)
+
+        self.spans = torch.tensor([0, rows]).repeat(64, 1, 1)
+        self.coarse = torch.zeros(64, 1)
+
+    def unpacked(self, codes: np.ndarray) -> np.ndarray:
+        """One code a byte (faiss packs two of 4 bits, the even book low)."""
+        indices = codes if self.bits == 8 else np.stack((codes & 15, codes >> 4), axis=2).reshape(len(codes), -1)
+        return np.pad(indices, ((0, -len(indices) % 32), (0, 0)))
+
+    def tables(self, queries: np.ndarray) -> Tensor:
+        return lookup.slice_tables(torch.from_numpy(queries), self.codebooks, "l2", "pq").tables
+
+    def scan(self, tables: Tensor, queries: np.ndarray, threads: int) -> np.ndarray:
+        return ops.lut_scan(self.blocks, tables, self.spans[:len(queries)], self.coarse[:len(queries)], K, None, threads)[1].numpy()
+
+    def ours(self, queries: np.ndarray, threads: int) -> np.ndarray:
+        return self.scan(self.tables(queries), queries, threads)
+
+    def exact(self, queries: np.ndarray) -> np.ndarray:
+        """By the definition; where that would take minutes (rows beyond the data), by faiss' float tables, which add in another order."""
+        if not self.real:
+            return self.ours(queries, 1)
+        return reference(self.blocks, self.tables(queries), self.spans[:len(queries)], self.coarse[:len(queries)], K, None)[1].numpy()
+
+
+def joined(codes: np.ndarray, rows: int) -> np.ndarray:
+    """rows codes: the first half of row i, the second of row i + shift, with another shift each time around."""
+    n, half = len(codes), codes.shape[1] // 2
+    out = np.empty((rows, codes.shape[1]), np.uint8)
+    for turn, start in enumerate(range(0, rows, n)):
+        part = out[start:start + n]
+        part[:, :half] = codes[:len(part), :half]
+        part[:, half:] = np.roll(codes, 7919 * turn, axis=0)[:len(part), half:]
+    return out
+
+
+def timed(runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float], least: float) -> list[float]:
+    """Median seconds of each, interleaved, each repeated until a measurement takes ``least`` seconds."""
+    times: list[list[float]] = [[] for _ in runs]
+    repeats = []
+    for run in runs:
+        run()
+        start = time.perf_counter()
+        run()
+        repeats.append(max(1, int(least / max(time.perf_counter() - start, 1e-7))))
+    for _ in range(rounds):
+        for run, repeat, out in zip(runs, repeats, times, strict=True):
+            start = clock()
+            for _ in range(repeat):
+                run()
+            out.append((clock() - start) / repeat)
+    return [statistics.median(t) for t in times]
+
+
+def overlap(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]))
+
+
+def measure(case: Case, base: np.ndarray, queries: np.ndarray, threads: int, rounds: int) -> dict:
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    clock, name = (time.thread_time, "thread") if threads == 1 else (time.perf_counter, "wall")
+    prepared = case.tables(queries)
+    buffer = case.blocks.codes.view(-1).view(torch.int64)
+    ours, theirs, scan, read = timed([lambda: case.ours(queries, threads), lambda: case.theirs.search(queries, K),
+                                      lambda: case.scan(prepared, queries, threads), buffer.sum], rounds, clock, 0.02)
+    found, their_found = case.ours(queries, threads), case.theirs.search(queries, K)[1]
+    exact = case.exact(queries)
+    row: dict = dict.fromkeys(FIELDS, "")
+    pairs, size = case.rows * len(queries), case.blocks.codes.numel()
+    row |= {"bits": case.bits, "books": case.books, "bytes": size // (len(case.blocks.codes) * 32), "rows": case.rows, "queries": len(queries),
+            "threads": threads, "ours_ns": round(ours / pairs * 1e9, 4), "theirs_ns": round(theirs / pairs * 1e9, 4), "ratio": round(theirs / ours, 2),
+            "scan_ns": round(scan / pairs * 1e9, 4), "ours_gbs": round(size * len(queries) / scan / 1e9, 1), "read_gbs": round(size / read / 1e9, 1),
+            "ours_exact": round(overlap(found, exact), 4), "theirs_exact": round(overlap(their_found, exact), 4),
+            "clock": name, "load": round(os.getloadavg()[0], 1), "cpu": cpu()}
+    row["share"] = round(row["ours_gbs"] / row["read_gbs"], 2)
+    if case.real:
+        true = faiss.IndexFlatL2(base.shape[1])
+        true.add(base[:case.rows])
+        near = true.search(queries, K)[1]
+        row |= {"ours_recall": round(overlap(found, near), 4), "theirs_recall": round(overlap(their_found, near), 4)}
+    return row
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vectors", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="cached lists only, three rounds")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    vectors = np.load(options.vectors).astype(np.float32)
+    queries, base = vectors[:64], np.ascontiguousarray(vectors[64:30064])
+    table = []
+    for bits, books in ((4, 32), (4, 64), (8, 16), (8, 32)):
+        for rows in (20_000, 8_000_000):
+            if rows > len(base) and (options.quick or books * bits < 256):
+                continue
+            case = Case(base, books, bits, rows)
+            for count in (1, 16):
+                for threads in (1, 2):
+                    row = measure(case, base, queries[:count], threads, 3 if options.quick else options.rounds)
+                    print(" ".join(f"{key}={row[key]}" for key in FIELDS[:-1]), flush=True)
+                    table.append(row)
+                    if options.out:
+                        with options.out.open("w", newline="") as file:
+                            writer = csv.DictWriter(file, FIELDS)
+                            writer.writeheader()
+                            writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main()

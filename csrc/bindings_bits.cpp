@@ -1,0 +1,138 @@
+// Bindings of bit_scan and segment_scan.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings_search.h"
+#include "bit_scan/bit_scan.h"
+#include "isa.h"
+#include "pool.h"
+#include "spans.h"
+
+namespace codeword {
+namespace {
+
+// Bytes at a 64-byte boundary.
+struct Scratch {
+    std::unique_ptr<uint8_t[]> memory;
+    uint8_t* at;
+    explicit Scratch(int64_t bytes) : memory(new uint8_t[static_cast<size_t>(bytes) + 64]), at(memory.get()) {
+        at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64;
+    }
+};
+
+constexpr int64_t PIECE = 2048, ROUND = 64;  // rows a task, tasks a round: candidates of a round take 2 MB at most
+constexpr int64_t FIRST = 64;                // rows of the first task; tasks double up to PIECE while the k-th distance still falls fast
+
+// Several workers on one query, with the answer of one: in every round pieces are looked at against the k-th distance before the round, which
+// keeps at least the rows that one worker would, then these are gone through in order. False where there is too little to do.
+template <class QueryOf>
+bool split_scan(const BitBlocks& blocks, QueryOf query_of, int64_t queries, const int64_t* ranges, const float* offsets, int64_t probes, int64_t k,
+                int workers, int64_t scratch_bytes, float* out_distances, int64_t* out_rows) {
+    struct Piece {
+        int64_t start, stop;
+        float coarse;
+    };
+    std::vector<std::vector<Piece>> pieces(static_cast<size_t>(queries));
+    size_t longest = 0;
+    for (int64_t q = 0; q < queries; ++q) {
+        auto& mine = pieces[static_cast<size_t>(q)];
+        for (int64_t p = q * probes; p < (q + 1) * probes; ++p)
+            for (int64_t start = ranges[2 * p]; start < ranges[2 * p + 1];) {
+                const int64_t size = mine.size() < 5 ? FIRST << mine.size() : PIECE, stop = std::min(start + size, ranges[2 * p + 1]);
+                mine.push_back({start, stop, offsets[p]});
+                start = stop;
+            }
+        longest = std::max(longest, mine.size());
+    }
+    if (longest < 8) return false;
+    Scratch scratch(product(scratch_bytes, workers));
+    std::vector<BitCandidate> found(static_cast<size_t>(PIECE * ROUND));
+    std::vector<int64_t> counts(ROUND);
+    auto collect = CODEWORD_PICK(bit_collect);
+    auto replay = CODEWORD_PICK(bit_replay);
+    auto finish = CODEWORD_PICK(bit_finish);
+    nb::gil_scoped_release release;
+    for (int64_t q = 0; q < queries; ++q) {
+        const BitQuery query = query_of(q);
+        const auto& mine = pieces[static_cast<size_t>(q)];
+        BitBest best{out_distances + k * q, out_rows + k * q, k, 0};
+        const int64_t count = static_cast<int64_t>(mine.size());
+        for (int64_t done = 0, round = 1; done < count; done += round, round = done < 5 ? 1 : std::min(2 * round, ROUND)) {
+            const int64_t tasks = std::min(round, count - done);
+            const float worst = best.count < k ? INFINITY : best.distances[0];
+            parallel(tasks, workers, [&](int64_t task, int slot) {
+                const Piece& piece = mine[static_cast<size_t>(done + task)];
+                counts[static_cast<size_t>(task)] = collect(blocks, query, piece.start, piece.stop, piece.coarse, worst,
+                                                            scratch.at + scratch_bytes * slot, found.data() + PIECE * task);
+            });
+            for (int64_t task = 0; task < tasks; ++task) replay(found.data() + PIECE * task, counts[static_cast<size_t>(task)], best);
+        }
+        finish(best);
+    }
+    return true;
+}
+
+void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
+              std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
+    const int64_t block = 32;
+    if (bits < 1 || bits > 9) refuse("bit_scan got " + std::to_string(bits) + " bits; 1..9 are allowed");
+    int64_t count = size("planes", planes, 0), eights = size("planes", planes, 1), rows = product(count, block);
+    int64_t groups = (eights + 3) / 4, width = bits > 1 ? product(4 * (bits - 1), groups) : 0;
+    int64_t queries = size("z1", z1, 0), probes = size("spans", spans, 1), k = size("distances", distances, 1);
+    BitBlocks blocks{};
+    blocks.planes = in<uint8_t>("planes", planes, {count, eights, block});
+    blocks.factors = in<float>("factors", factors, {count, 3, block});
+    blocks.centers = in<float>("centers", centers, {count});
+    blocks.rest = in<uint8_t>("rest", rest, {rows, width});
+    blocks.rest_factors = in<float>("rest_factors", rest_factors, {rows, bits > 1 ? 3 : 0});
+    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
+    blocks.eights = eights;
+    blocks.groups = groups;
+    blocks.width = width;
+    blocks.bits = static_cast<int>(bits);
+    const int8_t* table_values = in<int8_t>("z1", z1, {queries, 8 * eights});
+    const int16_t* values = in<int16_t>("z", z, {queries, bits > 1 ? 32 * groups : 0});
+    const float* numbers = in<float>("scalars", scalars, {queries, 4});
+    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
+    const float* offsets = in<float>("coarse", coarse, {queries, probes});
+    float* out_distances = out<float>("distances", distances, {queries, k});
+    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
+    if (k < 1) refuse("bit_scan got k=0; at least 1 is needed");
+    check_spans("bit_scan", ranges, queries * probes, rows);
+    const int workers = threads(num_threads);
+    const int64_t scratch_bytes = (CODEWORD_PICK(bit_scan_scratch)(blocks) + 127) / 64 * 64;
+    auto query_of = [&](int64_t q) {
+        const float* s = numbers + 4 * q;
+        return BitQuery{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
+    };
+    if (queries < workers && split_scan(blocks, query_of, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
+    // Neighbours with the same spans read the codes together, as long as every worker has something to do.
+    const int64_t most = std::max<int64_t>(1, std::min(BIT_SHARED, queries / workers));
+    std::vector<int64_t> firsts;
+    for (int64_t q = 0; q < queries; q += alike(ranges + 2 * probes * q, probes, queries - q, most)) firsts.push_back(q);
+    const int64_t tasks = static_cast<int64_t>(firsts.size());
+    firsts.push_back(queries);
+    Scratch scratch(product(product(scratch_bytes, BIT_SHARED), std::min<int64_t>(workers, tasks)));
+    auto kernel = CODEWORD_PICK(bit_scan);
+    nb::gil_scoped_release release;
+    parallel(tasks, workers, [&](int64_t task, int slot) {
+        BitQuery together[BIT_SHARED];
+        const int64_t q = firsts[static_cast<size_t>(task)], count = firsts[static_cast<size_t>(task) + 1] - q;
+        for (int64_t i = 0; i < count; ++i) together[i] = query_of(q + i);
+        kernel(blocks, together, count, ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.at + BIT_SHARED * scratch_bytes * slot,
+               out_distances + k * q, out_rows + k * q);
+    });
+}
+
+}  // namespace
+
+void bind_bits(nb::module_& m) {
+    m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
+          nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
+          nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+}
+
+}  // namespace codeword

@@ -1,0 +1,225 @@
+"""Sums of codewords, one from each of M codebooks (M, K, d): their tables, codes by beam search, and codebooks by least squares.
+
+Both halves of an alternation that never makes the error worse:
+
+    codes      min_i |x - sum_m c^m_{i_m}|^2 for every row                                                 ``ops.additive_search``
+    codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``least_squares``
+
+B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since
+constants can move from one codebook to another; the ridge makes the solution unique. Distances are in units of the codebooks' largest entry and from the mean of the first codebook, so
+neither scale nor offset of the data costs precision.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from codeword import ops
+from codeword.errors import CodewordError, Unsupported
+from codeword.ops.additive import MOST_CODEBOOKS, WIDTH
+from codeword.parts import random
+from codeword.parts import rows as row_sums
+from codeword.parts.kmeans import ROWS_PER_CENTROID
+from codeword.parts.progressive import progressive_kmeans
+from codeword.parts.threads import one_thread
+
+MOST_ENTRIES = 1 << 28
+"""Entries of the table of inner products, 1 GiB."""
+FARTHEST = 2.0**40
+"""Rows farther than this, in units of the codebooks, are brought nearer: their terms stay finite."""
+MOST_STATES = 1024
+BLOCK_TERMS = 1 << 22
+"""Terms computed at once."""
+
+
+class Tables(NamedTuple):
+    """What the search needs of codebooks: ``books`` (M, K, d) scaled by 2^-exponent, the first one minus ``center`` (d,); of the
+    last P of them ``half`` (P, W) = |c|^2/2, +inf beyond K, and ``gram`` (P, M, K, W) = <c^l_i, c^m_k> at [m, l, i, k]."""
+
+    books: Tensor
+    center: Tensor
+    exponent: int
+    half: Tensor
+    gram: Tensor
+
+
+def check_arguments(name: str, dim: int, num_codebooks: int, codebook_size: int, beam: int) -> None:
+    """CodewordError where a sum of codebooks cannot be searched."""
+    if dim < 1 or not 1 <= num_codebooks <= MOST_CODEBOOKS or not 2 <= codebook_size <= 1 << 16:
+        raise CodewordError(f"{name} got dim={dim}, num_codebooks={num_codebooks} and codebook_size={codebook_size}; at least 1, "
+                            f"1..{MOST_CODEBOOKS} and 2..65536 are allowed")
+    if not 1 <= beam <= MOST_STATES:
+        raise CodewordError(f"{name} got beam={beam}; 1..{MOST_STATES} are allowed")
+    entries = num_codebooks**2 * codebook_size * padded(codebook_size)
+    if entries > MOST_ENTRIES and not (name == "rvq" and beam == 1):
+        raise CodewordError(f"{name} got {num_codebooks} codebooks of {codebook_size}, whose table of inner products has {entries} entries; "
+                            f"at most {MOST_ENTRIES} are allowed" + (" (beam=1 needs no table)" if name == "rvq" else ""))
+
+
+def split_for_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
+    """(num_codebooks, codebook_size) that store ``bits`` a dimension, with indices of 8 bits or as near to it as there are."""
+    total = bits * dim
+    for width in (8, 7, 6, 5, 4, 3, 9, 10, 2, 1):
+        books = total / width
+        if math.isclose(books, round(books), abs_tol=1e-9) and 1 <= books <= MOST_CODEBOOKS:
+            return round(books), 1 << width
+    raise Unsupported(f"{name} has no split of {total:g} bits a vector (dim={dim}, bits={bits:g}) in 1..{MOST_CODEBOOKS} indices of 1..10 bits")
+
+
+def padded(size: int) -> int:
+    return -(-size // WIDTH) * WIDTH
+
+
+def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) -> Tables:
+    """Of float32 ``codebooks`` (M, K, d), for searching positions ``first`` and up; every entry is a float64 sum rounded once."""
+    books = codebooks.detach().double()
+    count, size, dim = books.shape
+    center = _center(codebooks[0].detach())
+    books = torch.cat((books[:1] - center.double(), books[1:]))
+    exponent = _exponent(books) if exponent is None else exponent
+    books = torch.ldexp(books, torch.tensor(-exponent)).float()
+    fill = padded(size) - size
+    half = torch.nn.functional.pad((row_sums.dot(books[first:], books[first:]) / 2).float(), (0, fill), value=torch.inf)
+    gram = books.new_empty(count - first, count, size, size + fill)
+    for m in range(first, count):
+        gram[m - first] = torch.nn.functional.pad(ops.project(books.reshape(-1, dim), books[m]), (0, fill)).unflatten(0, (count, size))
+    return Tables(books, center, exponent, half, gram)
+
+
+class Remembered:
+    """The tables of the codebooks last asked for. Compares values, so nothing that changes codebooks has to tell."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tables] | None = None
+
+    def __call__(self, codebooks: Tensor) -> Tables:
+        last = self._last
+        codebooks = codebooks.detach()
+        if last is not None and last[0].device == codebooks.device and torch.equal(last[0], codebooks):
+            return last[1]
+        made = tables(codebooks)
+        self._last = codebooks.clone(), made
+        return made
+
+    def __deepcopy__(self, memo: dict) -> Remembered:
+        return Remembered()
+
+    def __getstate__(self) -> dict:
+        return {"_last": None}
+
+
+def search(table: Tables, rows: Tensor, start: ops.States | None = None, *, beam: int, sweeps: int = 1) -> ops.States:
+    """States of float32 ``rows`` (n, d). ``start``: full codes, which are improved, or states filled up to the tables' first position."""
+    positions, count = table.gram.shape[:2]
+    filled = count if start is not None and positions == count else count - positions
+    block = max(1, BLOCK_TERMS // (positions * table.half.shape[1]))
+    found = []
+    for at in range(0, max(1, len(rows)), block):
+        part = rows[at:at + block]
+        begin = ops.empty_states(len(part), count, rows.device) if start is None else ops.States(*(s[at:at + block] for s in start))
+        found.append(ops.additive_search(_terms(table, part), table.gram, begin, filled=filled, beam=beam, sweeps=sweeps))
+    return ops.States(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+class Stages(NamedTuple):
+    """``codebooks`` (M, K, d), the ``codes`` (n, M) that fitting ended with, and ``repaired`` clusters of k-means."""
+
+    codebooks: Tensor
+    codes: Tensor
+    repaired: int
+
+
+def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: int, iterations: int, seed: int,
+               weights: Tensor | None = None) -> Stages:
+    """Codebooks one after the other: k-means on what the ``beam`` best codes so far leave of each row (Liu et al. 2015). Codebook m
+    starts from seed + m."""
+    books = rows.new_zeros(num_codebooks, codebook_size, rows.shape[1])
+    states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
+    for m in range(num_codebooks):
+        left, mass = _left_over(books[:m], rows, states.codes, weights, codebook_size, seed + m)
+        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
+        books[m], repaired = result.centroids, repaired + result.repaired
+        table = tables(books[:m + 1], first=m, exponent=exponent)
+        exponent = table.exponent
+        states = search(table, rows, ops.States(torch.nn.functional.pad(states.codes, (0, 1)), states.costs), beam=beam)
+    return Stages(books, states.codes[:, 0], repaired)
+
+
+def full_start(codes: Tensor) -> ops.States:
+    """A start from one full code a row (n, M); costs count from it."""
+    return ops.States(codes.to(torch.int32).unsqueeze(1), torch.zeros(len(codes), 1, dtype=torch.float64, device=codes.device))
+
+
+def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
+    """sum_m c^m_{i_m} of codes (..., M), added in order."""
+    codes = codes.to(torch.int64)
+    total = codebooks[0][codes[..., 0]]
+    for m in range(1, codes.shape[-1]):
+        total = total + codebooks[m][codes[..., m]]
+    return total
+
+
+def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:
+    """The codebooks (M, K, d) for ``codes`` (n, M) of centred ``rows`` (n, d): min_C |X - B C|^2 + ridge |C|^2."""
+    count = codes.shape[1]
+    codes = codes.to(torch.int64)
+    sums = torch.cat([ops.segment_sum(rows, codes[:, m], size, weights)[0] for m in range(count)])
+    normal = _meetings(codes, size, weights)
+    normal.diagonal().add_(ridge if weights is None else ridge * float(weights.double().mean()))
+    with one_thread():
+        factor = torch.linalg.cholesky(normal)
+        return torch.cholesky_solve(sums, factor).reshape(count, size, -1).float()
+
+
+def mean_error(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
+    """Weighted mean of |x - x^|^2, the same for any number of threads."""
+    with one_thread():
+        errors = (rows - decode(codebooks, codes)).double().square().sum(1)
+        return float(errors.mean() if weights is None else (errors * weights.double()).sum() / weights.double().sum())
+
+
+def _left_over(books: Tensor, rows: Tensor, codes: Tensor, weights: Tensor | None, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """What the codes (n, states, m) leave of their rows: of all states, or of as many as k-means reads, drawn by the seed."""
+    states = codes.shape[1]
+    chosen = torch.from_numpy(random.choice(seed, len(rows) * states, ROWS_PER_CENTROID * size, stream="states")).to(rows.device)
+    row, state = chosen // states, chosen % states
+    left = rows[row]
+    for m in range(len(books)):
+        left = left - books[m][codes[row, state, m].to(torch.int64)]
+    return left, None if weights is None else weights[row]
+
+
+def _terms(table: Tables, rows: Tensor) -> Tensor:
+    """(n, P, W): |c|^2/2 - <x, c>."""
+    books = table.books[-len(table.half):]
+    near = torch.ldexp(rows.double() - table.center.double(), torch.tensor(-table.exponent)).clamp(-FARTHEST, FARTHEST).float()
+    products = ops.project(near, books.flatten(0, 1)).unflatten(1, books.shape[:2])
+    if products.shape[2] == table.half.shape[1]:
+        return torch.sub(table.half, products, out=products)
+    return table.half - torch.nn.functional.pad(products, (0, table.half.shape[1] - products.shape[2]))
+
+
+def _meetings(codes: Tensor, size: int, weights: Tensor | None) -> Tensor:
+    """B'WB float64 (MK, MK): how often codewords meet in a row, counted in row order."""
+    count = codes.shape[1]
+    normal = torch.zeros(count, size, count, size, dtype=torch.float64, device=codes.device)
+    weights = None if weights is None else weights.double()
+    for m in range(count):
+        for l in range(m + 1):
+            pairs = torch.bincount(codes[:, l] * size + codes[:, m], weights=weights, minlength=size * size).double().reshape(size, size)
+            normal[l, :, m], normal[m, :, l] = pairs, pairs.mT
+    return normal.reshape(count * size, count * size)
+
+
+def _center(book: Tensor) -> Tensor:
+    label = torch.zeros(len(book), dtype=torch.int64, device=book.device)
+    return (ops.segment_sum(book, label, 1)[0][0] / len(book)).float()
+
+
+def _exponent(books: Tensor) -> int:
+    """Of the power of two above the largest entry; 0 where all are zero."""
+    return int(torch.frexp(books.abs().max()).exponent)

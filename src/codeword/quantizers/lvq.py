@@ -1,0 +1,142 @@
+"""Locally-adaptive vector quantization (Aguerrebere, Bhati, Hildebrand, Tepper, Willke: Similarity Search in the Blink of an Eye with
+Compressed Indices, VLDB 2023).
+
+Every vector has its own uniform grid between its least and its greatest entry, so the code follows each vector's range and needs no
+table: decoding is one multiply-add an entry, at random access. A second level codes what the first leaves in the same way, and the two
+form one integer, so that the first level alone is a coarser code of the same vector.
+
+    y = (x - mean) / unit                      mean of the fitted rows; unit: a power of two
+    bias = fp16(min y),   scale = fp16((max y - min y) / (2^B - 1))
+    p = clamp(round((y - bias) / scale), 0, 2^B - 1)                                y^ = bias + scale p
+    r = clamp(round((y - y^ + scale/2) / step), 0, 2^R - 1),  step = scale / (2^R - 1)
+    y^ = bias - scale/2 + step (p (2^R - 1) + r)                                    both levels
+
+The rounded bias and scale are the ones that encode, so decoding never drifts. A vector whose scale would be subnormal in float16 is
+constant for this code: its scale is 1 and its codes 0. Cost: O(d). Bits: B + R + 32/dim; a mean and a unit are shared.
+
+The grid's step follows the range, not the spread: one large entry coarsens all others, and nothing is rotated, so at 4 bits and below
+RaBitQ's or SAQ's error is smaller. Departure: ``unit``, a power of two that puts the median row at 2^8, in the middle of float16's
+range, so that codes do not depend on the scale of the data; rows beyond 2^8 times the median saturate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from codeword import ops
+from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.parts import arrays
+from codeword.quantizer import Codes, Quantizer
+
+SMALLEST = 2.0**-14
+"""Smallest normal float16."""
+HALF_MAX = 65504.0
+LARGEST = torch.finfo(torch.float32).max
+
+
+class LVQ(Quantizer):
+    """dim; level_bits: B of the first level, 1..8; residual_bits: R of the second, 0 (none) to 8; both without the 32 bits of side
+    information a vector, which ``bits`` counts."""
+
+    side_count = 2
+    side_dtype = torch.float16
+
+    def __init__(self, *, dim: int, level_bits: int = 4, residual_bits: int = 0) -> None:
+        super().__init__()
+        if dim < 1:
+            raise CodewordError(f"lvq got dim={dim}; at least 1 is needed")
+        if not 1 <= level_bits <= 8 or not 0 <= residual_bits <= 8:
+            raise CodewordError(f"lvq got level_bits={level_bits} and residual_bits={residual_bits}; 1..8 and 0..8 are allowed")
+        self.dim, self.level_bits, self.residual_bits = dim, level_bits, residual_bits
+        self.levels = (1 << level_bits,) * dim + ((1 << residual_bits,) * dim if residual_bits else ())
+        self.center: Tensor
+        self.unit: Tensor
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("unit", torch.ones(()))
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: float, *, residual_bits: int = 0) -> Self:
+        """The largest B + R whose stored bits B + R + 32/dim exceed ``bits`` by no more than a quarter, as for RaBitQ: from width 128
+        on the dial is B + R and the two floats come on top. Above 8 bits a second level takes what the first cannot.
+        Unsupported where no B + R comes within a bit."""
+        side = 32 / dim
+        total = min(math.floor(bits + 0.25 - side + 1e-9), 16)
+        rest = max(residual_bits, total - 8)
+        if total - rest < 1 or bits - total - side >= 1:
+            raise Unsupported(f"lvq stores {1 + rest + side:.3g} to {16 + side:.3g} bits a dimension at dim={dim}; "
+                              f"bits={bits} is not near any")
+        return cls(dim=dim, level_bits=total - rest, residual_bits=rest)
+
+    # ------------------------------------------------------------------ the contract
+
+    def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
+        sums, counts = ops.segment_sum(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device), 1, weights)
+        self.center.copy_((sums[0] / counts[0]).float())
+        largest = (rows - self.center).clamp(-LARGEST, LARGEST).abs().amax(1)
+        middle = largest[largest > 0].median() if bool((largest > 0).any()) else largest.new_ones(())
+        self.unit.copy_(2.0 ** (torch.frexp(middle).exponent.double() - 8).clamp(-126, 120))
+
+    def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
+        y = (rows - self.center).clamp(-LARGEST, LARGEST).double() / self.unit.double()
+        low, high = y.amin(1, keepdim=True), y.amax(1, keepdim=True)
+        cells = (1 << self.level_bits) - 1
+        bias = low.clamp(-HALF_MAX, HALF_MAX).half()
+        scale = ((high - low) / cells).clamp(max=HALF_MAX).half()
+        scale = torch.where(scale < SMALLEST, 1.0, scale)
+        side = torch.cat((bias.float(), scale.float()), dim=1)
+        first = ((y - bias.double()) / scale.double()).round().clamp(0, cells)
+        if not self.residual_bits:
+            return first.to(torch.int64), side
+        left, cells = y - (bias.double() + scale.double() * first), (1 << self.residual_bits) - 1
+        second = ((left + scale.double() / 2) * (cells / scale.double())).round().clamp(0, cells)
+        return torch.cat((first, second), dim=1).to(torch.int64), side
+
+    def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
+        assert side is not None
+        bias, scale = side.double().split(1, dim=1)
+        if not self.residual_bits:
+            return self._back(bias + scale * indices)
+        cells = (1 << self.residual_bits) - 1
+        first, second = indices.split(self.dim, dim=1)
+        return self._back((bias - scale / 2) + (scale / cells) * (first * cells + second))
+
+    def check_state(self) -> None:
+        super().check_state()
+        if not bool(self.unit > 0) or float(torch.frexp(self.unit).mantissa) != 0.5:
+            raise FormatError("value", f"unit of lvq is {float(self.unit)}; a power of two is needed")
+
+    # ------------------------------------------------------------------ Progressive
+
+    def truncate(self, codes: Codes, bits: float) -> Codes:
+        """Both levels where their stored bits are within ``bits``, else the first alone; what is cut off becomes zero and ``lengths``
+        says so. The code keeps its shape: a file stores the zeros too, and ``bits`` counts them."""
+        indices, side, lengths = self._check_codes(codes)
+        least = self.nominal_bits - self.residual_bits
+        if bits < least - 1e-9:
+            raise Unsupported(f"lvq cannot truncate to {bits} bits a dimension; its first level takes {least:.4g}")
+        if bits >= self.nominal_bits - 1e-9:
+            return codes
+        kept = torch.arange(len(self.levels), device=indices.device) < self.dim
+        room = torch.full(indices.shape[:-1], self.dim, device=indices.device) if lengths is None else lengths.clamp(max=self.dim)
+        return arrays.like_codes(Codes((indices * kept).to(self.index_dtype), side, room.to(torch.int32)), codes.indices)
+
+    # ------------------------------------------------------------------ helpers
+
+    def _decode_some(self, indices: Tensor, side: Tensor | None, lengths: Tensor | None) -> Tensor:
+        if lengths is None or not self.residual_bits:
+            return super()._decode_some(indices, side, lengths)
+        assert side is not None
+        if not bool(torch.isin(lengths, torch.tensor([0, self.dim, 2 * self.dim], device=lengths.device)).all()):
+            raise Unsupported(f"lvq decodes whole levels only; lengths must be among {[0, self.dim, 2 * self.dim]}")
+        bias, scale = side.double().split(1, dim=1)
+        coarse = self._back(bias + scale * indices[:, :self.dim])
+        values = torch.where((lengths == self.dim).unsqueeze(1), coarse, self._decode(indices, side))
+        return values * (lengths > 0).unsqueeze(1)
+
+    def _back(self, y: Tensor) -> Tensor:
+        """float32 values of float64 ``y`` in units about the center."""
+        return (y * self.unit.double() + self.center.double()).clamp(-LARGEST, LARGEST).float()
