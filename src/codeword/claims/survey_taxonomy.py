@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from codeword.claims.record import Check, Claim, Rule, Setting
@@ -17,6 +19,7 @@ from codeword.quantizers.vq import VQ
 
 GRIDS = ([8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [2, 2, 2, 2])
 SIZE = {"smoke": 16, "small": 256, "paper": 256}
+Kind = Callable[..., Quantizer]
 BOOKS = 4
 RELATION_SIZE = {"smoke": 16, "small": 64, "paper": 256}
 """Codewords of each of the four codebooks that are compared at equal bits: about as many training rows a codeword as the card's 16,000
@@ -69,7 +72,7 @@ def residual_gain(setting: Setting) -> float:
     return worst
 
 
-def _ratio(setting: Setting, ours: type[Quantizer], theirs: type[Quantizer], own: dict[str, int], other: dict[str, int]) -> float:
+def _ratio(setting: Setting, ours: Kind, theirs: Kind, own: dict[str, int], other: dict[str, int]) -> float:
     """Held-out squared error of one quantizer over that of another, equal bits, training rows and seed."""
     errors = []
     for kind, options in ((ours, own), (theirs, other)):
@@ -114,6 +117,6 @@ CLAIM = Claim(
               beam_against_greedy),
         Check("aq_beam", "relation", "held-out error of AQ over RVQ with beam 8, 4 codebooks of equal size", AT_MOST_ONE, aq_against_beam),
     ),
-    notes="VQ, RVQ, PQ, OPQ, AQ and FSQ are built; the laws of LFQ, BSQ and GART come with those quantizers. The bundled vectors have fewer "
-          "training rows than the card's experiment, so its codebooks have 64 codewords instead of 256.",
+    notes="VQ, RVQ, PQ, OPQ, AQ and FSQ are built; the laws of LFQ, BSQ and GART come with those quantizers. The bundled vectors have "
+          "fewer training rows than the card's experiment, so its codebooks have 64 codewords instead of 256.",
 )
