@@ -23,17 +23,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-THREADS = 2
-os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import faiss
 import numpy as np
 import torch
 
+from codeword.quantizer import Codes
 from codeword.quantizers.opq import OPQ
 from codeword.quantizers.pq import PQ
 
+THREADS = 2
 HELD_OUT = 5000
 BITS = (32, 64, 128)
 FIELDS = ("data", "method", "bits", "seed", "ours", "theirs", "ours_held", "theirs_held", "ours_fit", "theirs_fit", "ours_fit_cpu",
@@ -44,12 +45,7 @@ Coder = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 def ours(method: str, x: np.ndarray, books: int, seed: int) -> Coder:
     quantizer = (PQ if method == "pq" else OPQ)(dim=x.shape[1], num_codebooks=books, seed=1000 * seed).fit(x)
-    return lambda rows: np.asarray(quantizer.encode(rows).indices), lambda codes: np.asarray(quantizer.decode(quantizer_codes(codes)))
-
-
-def quantizer_codes(codes: np.ndarray):
-    from codeword.quantizer import Codes
-    return Codes(codes)
+    return lambda rows: np.asarray(quantizer.encode(rows).indices), lambda codes: np.asarray(quantizer.decode(Codes(codes)))
 
 
 def theirs(method: str, x: np.ndarray, books: int, seed: int) -> Coder:
@@ -90,7 +86,8 @@ def load(path: Path) -> np.ndarray:
 
 
 def table(rows: list[Row]) -> None:
-    print(f"{'data':22} {'method':6} {'bits':>4} {'seeds':>5} {'error':>7} {'held':>7} {'fit':>6} {'cpu':>6} {'encode':>6}   ours / faiss's")
+    print("ours / faiss's")
+    print(f"{'data':22} {'method':6} {'bits':>4} {'seeds':>5} {'error':>7} {'held':>7} {'fit':>6} {'cpu':>6} {'encode':>6}")
     for key in sorted({(row["data"], row["method"], int(row["bits"])) for row in rows}):
         own = [row for row in rows if (row["data"], row["method"], int(row["bits"])) == key]
         errors = [statistics.fmean(float(row[a]) for row in own) / statistics.fmean(float(row[b]) for row in own)
