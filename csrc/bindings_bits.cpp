@@ -1,4 +1,4 @@
-// Bindings of bit_scan and segment_scan.
+// Bindings of bit_scan, its queries, and segment_scan.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -9,6 +9,8 @@
 #include "bit_scan/bit_scan.h"
 #include "isa.h"
 #include "pool.h"
+#include "project/project.h"
+#include "rotate/rotate.h"
 #include "segment_scan/segment_scan.h"
 #include "spans.h"
 
@@ -132,6 +134,49 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
     });
 }
 
+// Queries (q, n) made ready for bit_scan: see bit_blocks.prepare_reference. A row at a time, so that it is the same in any batch.
+void bit_query(In queries_, In center_, In signs_, int64_t bits, double slack, bool l2, Out z1_, Out z_, Out scalars_, Out norms_, int64_t num_threads) {
+    if (bits < 1 || bits > 9) refuse("bit_query got " + std::to_string(bits) + " bits; 1..9 are allowed");
+    const int64_t count = size("queries", queries_, 0), n = size("queries", queries_, 1);
+    if (n < 1) refuse("bit_query got width 0; at least 1 is needed");
+    const int64_t eights = (n + 7) / 8 * 8, width = bits > 1 ? (n + 31) / 32 * 32 : 0;
+    const float* queries = in<float>("queries", queries_, {count, n});
+    const float* center = in<float>("center", center_, {n});
+    const float* signs = in<float>("signs", signs_, {4, n});
+    int8_t* z1 = out<int8_t>("z1", z1_, {count, eights});
+    int16_t* z = out<int16_t>("z", z_, {count, width});
+    float* scalars = out<float>("scalars", scalars_, {count, 4});
+    float* norms = out<float>("norms", norms_, {count});
+    int64_t power = 1;
+    while (power <= n / 2) power *= 2;
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(power)));
+    const int workers = threads(num_threads);
+    std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(product(2 * n, workers))]);
+    auto project = CODEWORD_PICK(project_one);
+    auto turn = CODEWORD_PICK(rotate);
+    auto integers = CODEWORD_PICK(bit_round);
+    auto norm = CODEWORD_PICK(bit_norm);
+    nb::gil_scoped_release release;
+    const int64_t chunk = 16;
+    parallel((count + chunk - 1) / chunk, workers, [&](int64_t part, int slot) {
+        float *centred = scratch.get() + 2 * n * slot, *rotated = centred + n;
+        for (int64_t q = part * chunk; q < count && q < (part + 1) * chunk; ++q) {
+            const float* x = queries + q * n;
+            float towards, steps[2], *numbers = scalars + 4 * q;
+            project(x, center, &towards, n, 0, 1);
+            for (int64_t i = 0; i < n; ++i) centred[i] = l2 ? x[i] - center[i] : x[i];
+            turn(centred, signs, rotated, n, power, scale, false, 0, 1);
+            integers(rotated, n, static_cast<int>(bits), z1 + q * eights, z + q * width, steps);
+            norms[q] = norm(x, n);
+            const float weight = l2 ? 0.5f : 0.25f;
+            numbers[0] = steps[0] * weight;
+            numbers[1] = steps[1] * weight;
+            numbers[2] = towards * (l2 ? -2.0f : -1.0f);
+            numbers[3] = l2 ? static_cast<float>(slack) : static_cast<float>(slack / 2) * std::sqrt(norms[q]);
+        }
+    });
+}
+
 void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, In plan_, In z1, In z, In scalars, bool l2, In spans, In coarse,
                   std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
     const int64_t block = 32, segments = size("plan", plan_, 0);
@@ -196,6 +241,8 @@ void bind_bits(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("bit_query", &bit_query, nb::arg("queries"), nb::arg("center"), nb::arg("signs"), nb::arg("bits"), nb::arg("slack"), nb::arg("l2"),
+          nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("norms"), nb::arg("num_threads"));
     m.def("segment_scan", &segment_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"),
           nb::arg("plan"), nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));

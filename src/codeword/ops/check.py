@@ -46,6 +46,8 @@ def self_check() -> dict[str, bool]:
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
         "adjust_code": (lambda: adjust.adjust_code(x, [60, 40], [3, 9], 4), lambda: adjust.reference(x, [60, 40], [3, 9], 4)),
         "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
+        "bit_query": (lambda: bit_blocks.prepare(x[:5], codebook[0], signs, 5, 1.9, True)[:4],
+                      lambda: bit_blocks.prepare_reference(x[:5], codebook[0], signs, 5, 1.9, True)[:4]),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),

@@ -19,7 +19,7 @@ import torch
 from codeword.errors import Unsupported
 
 OPS = (
-    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code",
+    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_query", "bit_scan", "segment_scan", "grid_code",
     "adjust_code", "lut_scan", "lut_tables", "additive_search", "e8_nearest",
     "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code", "adjust_code",
     "lut_scan", "additive_search",

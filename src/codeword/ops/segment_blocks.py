@@ -134,13 +134,13 @@ def looks(blocks: SegmentBlocks, query: SegmentQuery, coarse: Tensor) -> tuple[T
             full[-1] = add + part if query.l2 else part
     unseen = [*scalars[:, :, 3].unbind(1), torch.zeros_like(scalars[:, 0, 3])]
     estimates, seen = list(accumulate(first, initial=start)), list(accumulate(noise, initial=torch.zeros_like(start)))
-    bounds = [torch.where(u < torch.inf, e - (spread * (u + v)).sqrt(), -torch.inf)
+    bounds = [torch.where(u < torch.inf, e - bit_blocks.root(spread * (u + v)), -torch.inf)
               for e, u, v in zip(estimates, unseen, seen, strict=True)]
     known = list(accumulate(full, initial=start))
     left, loud = torch.zeros_like(start), torch.zeros_like(start)
     for s in range(count - 1, 0, -1):
         left, loud = first[s] + left, noise[s] + loud
-        bounds.append((known[s] + left) - (spread * loud).sqrt())
+        bounds.append((known[s] + left) - bit_blocks.root(spread * loud))
     return known[-1], torch.stack(bounds).amax(0)
 
 
