@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, reference
+from codeword.ops import adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, pyramid, reference
 
 
 def self_check() -> dict[str, bool]:
@@ -31,6 +31,11 @@ def self_check() -> dict[str, bool]:
     scan = bit_blocks.example(generator)
     tables = lut_blocks.example(generator)
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
+    sixteens = x[:, :96].reshape(-1, 16).contiguous()
+    # Two coordinates with three pulses: N and S as parts/pyramid.py makes them.
+    triangle = (torch.tensor([[1, 0, 0, 0], [1, 2, 2, 2]]), torch.tensor([[1, 1, 1, 0], [1, 3, 5, 0]]))
+    numbers = torch.arange(12)
+    signed = pyramid.reference_point(numbers, *triangle)
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -42,6 +47,9 @@ def self_check() -> dict[str, bool]:
         "unpack": (lambda: functions.unpack(packed, widths, 65), lambda: indices),
         "grid_code": (lambda: grid.grid_code(magnitudes, 8), lambda: grid.reference(magnitudes, 8)),
         "adjust_code": (lambda: adjust.adjust_code(x, [60, 40], [3, 9], 4), lambda: adjust.reference(x, [60, 40], [3, 9], 4)),
+        "pyramid_project": (lambda: pyramid.project(sixteens, 9), lambda: pyramid.reference_project(sixteens, 9)),
+        "pyramid_number": (lambda: pyramid.number(signed, *triangle), lambda: pyramid.reference_number(signed, *triangle)),
+        "pyramid_point": (lambda: pyramid.point(numbers, *triangle), lambda: pyramid.reference_point(numbers, *triangle)),
         "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
