@@ -9,6 +9,7 @@
 #include "bit_scan/bit_scan.h"
 #include "isa.h"
 #include "pool.h"
+#include "segment_scan/segment_scan.h"
 #include "spans.h"
 
 namespace codeword {
@@ -26,15 +27,17 @@ struct Scratch {
 constexpr int64_t PIECE = 2048, ROUND = 64;  // rows a task, tasks a round: candidates of a round take 2 MB at most
 constexpr int64_t FIRST = 64;                // rows of the first task; tasks double up to PIECE while the k-th distance still falls fast
 
+struct Piece {
+    int64_t start, stop;
+    float coarse;
+};
+
 // Several workers on one query, with the answer of one: in every round pieces are looked at against the k-th distance before the round, which
-// keeps at least the rows that one worker would, then these are gone through in order. False where there is too little to do.
-template <class QueryOf>
-bool split_scan(const BitBlocks& blocks, QueryOf query_of, int64_t queries, const int64_t* ranges, const float* offsets, int64_t probes, int64_t k,
-                int workers, int64_t scratch_bytes, float* out_distances, int64_t* out_rows) {
-    struct Piece {
-        int64_t start, stop;
-        float coarse;
-    };
+// keeps at least the rows that one worker would, then these are gone through in order. collect(query, piece, worst, scratch, candidates)
+// gives their number. False where there is too little to do.
+template <class Collect>
+bool split_scan(Collect collect, int64_t queries, const int64_t* ranges, const float* offsets, int64_t probes, int64_t k, int workers,
+                int64_t scratch_bytes, float* out_distances, int64_t* out_rows) {
     std::vector<std::vector<Piece>> pieces(static_cast<size_t>(queries));
     size_t longest = 0;
     for (int64_t q = 0; q < queries; ++q) {
@@ -49,26 +52,25 @@ bool split_scan(const BitBlocks& blocks, QueryOf query_of, int64_t queries, cons
     }
     if (longest < 8) return false;
     Scratch scratch(product(scratch_bytes, workers));
-    std::vector<BitCandidate> found(static_cast<size_t>(PIECE * ROUND));
+    std::unique_ptr<BitCandidate[]> found(new BitCandidate[static_cast<size_t>(PIECE * ROUND)]);
     std::vector<int64_t> counts(ROUND);
-    auto collect = CODEWORD_PICK(bit_collect);
     auto replay = CODEWORD_PICK(bit_replay);
     auto finish = CODEWORD_PICK(bit_finish);
     nb::gil_scoped_release release;
     for (int64_t q = 0; q < queries; ++q) {
-        const BitQuery query = query_of(q);
         const auto& mine = pieces[static_cast<size_t>(q)];
         BitBest best{out_distances + k * q, out_rows + k * q, k, 0};
         const int64_t count = static_cast<int64_t>(mine.size());
-        for (int64_t done = 0, round = 1; done < count; done += round, round = done < 5 ? 1 : std::min(2 * round, ROUND)) {
+        for (int64_t done = 0, round = 1; done < count;) {
             const int64_t tasks = std::min(round, count - done);
             const float worst = best.count < k ? INFINITY : best.distances[0];
             parallel(tasks, workers, [&](int64_t task, int slot) {
-                const Piece& piece = mine[static_cast<size_t>(done + task)];
-                counts[static_cast<size_t>(task)] = collect(blocks, query, piece.start, piece.stop, piece.coarse, worst,
-                                                            scratch.at + scratch_bytes * slot, found.data() + PIECE * task);
+                counts[static_cast<size_t>(task)] = collect(q, mine[static_cast<size_t>(done + task)], worst, scratch.at + scratch_bytes * slot,
+                                                            found.get() + PIECE * task);
             });
-            for (int64_t task = 0; task < tasks; ++task) replay(found.data() + PIECE * task, counts[static_cast<size_t>(task)], best);
+            for (int64_t task = 0; task < tasks; ++task) replay(found.get() + PIECE * task, counts[static_cast<size_t>(task)], best);
+            done += tasks;
+            round = done < 5 ? 1 : std::min(2 * round, ROUND);
         }
         finish(best);
     }
@@ -108,7 +110,10 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
         const float* s = numbers + 4 * q;
         return BitQuery{table_values + 8 * eights * q, bits > 1 ? values + 32 * groups * q : nullptr, s[0], s[1], s[2], s[3], l2};
     };
-    if (queries < workers && split_scan(blocks, query_of, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
+    auto collect = [&, part = CODEWORD_PICK(bit_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, BitCandidate* found) {
+        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, found);
+    };
+    if (queries < workers && split_scan(collect, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
     // Neighbours with the same spans read the codes together, as long as every worker has something to do.
     const int64_t most = std::max<int64_t>(1, std::min(BIT_SHARED, queries / workers));
     std::vector<int64_t> firsts;
@@ -127,12 +132,73 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
     });
 }
 
+void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, In plan_, In z1, In z, In scalars, bool l2, In spans, In coarse,
+                  std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
+    const int64_t block = 32, segments = size("plan", plan_, 0);
+    if (segments < 1 || segments > SEGMENTS)
+        refuse("segment_scan got " + std::to_string(segments) + " segments; 1.." + std::to_string(SEGMENTS) + " are allowed");
+    const int64_t* plan = in<int64_t>("plan", plan_, {segments, 2});
+    SegmentPart parts[SEGMENTS];
+    SegmentBlocks blocks{};
+    int64_t groups = 0;
+    for (int64_t s = 0; s < segments; ++s) {
+        const int64_t length = plan[2 * s], bits = plan[2 * s + 1];
+        if (length < 1 || length > (int64_t{1} << 24) || bits < 1 || bits > 13)
+            refuse("segment_scan got a segment of " + std::to_string(length) + " dimensions and " + std::to_string(bits) +
+                   " bits; 1..2^24 and 1..13 are allowed");
+        const int64_t eights = (length + 7) / 8, thirties = (length + 31) / 32;
+        parts[s] = {eights, thirties, blocks.eights, blocks.width, 8 * blocks.eights, 32 * groups, bits > 1 ? blocks.refined : -1, static_cast<int>(bits)};
+        blocks.eights += eights;
+        blocks.width += 4 * (bits - 1) * thirties;
+        groups += bits > 1 ? thirties : 0;
+        blocks.refined += bits > 1;
+    }
+    const int64_t count = size("planes", planes, 0), rows = product(count, block);
+    const int64_t queries = size("z1", z1, 0), probes = size("spans", spans, 1), k = size("distances", distances, 1);
+    blocks.planes = in<uint8_t>("planes", planes, {count, blocks.eights, block});
+    blocks.factors = in<float>("factors", factors, {count, 1 + 2 * segments, block});
+    blocks.centers = in<float>("centers", centers, {count});
+    blocks.rest = in<uint8_t>("rest", rest, {rows, blocks.width});
+    blocks.rest_factors = in<float>("rest_factors", rest_factors, {rows, 2 * blocks.refined});
+    blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
+    blocks.parts = parts;
+    blocks.count = segments;
+    const int8_t* table_values = in<int8_t>("z1", z1, {queries, 8 * blocks.eights});
+    const int16_t* values = in<int16_t>("z", z, {queries, 32 * groups});
+    const float* numbers = in<float>("scalars", scalars, {queries, 1 + 4 * segments});
+    const int64_t* ranges = in<int64_t>("spans", spans, {queries, probes, 2});
+    const float* offsets = in<float>("coarse", coarse, {queries, probes});
+    float* out_distances = out<float>("distances", distances, {queries, k});
+    int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
+    if (k < 1) refuse("segment_scan got k=0; at least 1 is needed");
+    check_spans("segment_scan", ranges, queries * probes, rows);
+    const int workers = threads(num_threads);
+    const int64_t scratch_bytes = CODEWORD_PICK(segment_scan_scratch)(blocks);
+    auto query_of = [&](int64_t q) {
+        return SegmentQuery{table_values + 8 * blocks.eights * q, values + 32 * groups * q, numbers + (1 + 4 * segments) * q, l2};
+    };
+    auto collect = [&, part = CODEWORD_PICK(segment_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, BitCandidate* found) {
+        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, found);
+    };
+    if (queries < workers && split_scan(collect, queries, ranges, offsets, probes, k, workers, scratch_bytes, out_distances, out_rows)) return;
+    Scratch scratch(product(scratch_bytes, std::min<int64_t>(workers, queries)));
+    auto kernel = CODEWORD_PICK(segment_scan);
+    nb::gil_scoped_release release;
+    parallel(queries, workers, [&](int64_t q, int slot) {
+        kernel(blocks, query_of(q), ranges + 2 * probes * q, offsets + probes * q, probes, k, scratch.at + scratch_bytes * slot, out_distances + k * q,
+               out_rows + k * q);
+    });
+}
+
 }  // namespace
 
 void bind_bits(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("segment_scan", &segment_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"),
+          nb::arg("plan"), nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"),
+          nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
 }
 
 }  // namespace codeword

@@ -8,6 +8,8 @@ namespace codeword {
 namespace CODEWORD_TARGET {
 namespace {
 
+typedef int32_t i32h __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many lanes as f64v
+
 // A step of the walk: entry i leaves its cell at t.
 struct Step {
     double t;
@@ -33,17 +35,49 @@ struct Row {
         u = reinterpret_cast<int32_t*>(f + room);
     }
 
-    // Cells before any breakpoint >= t, and the sums there.
+    // Cells before any breakpoint >= t (finite), and the sums there. t a is at most one cell off. Sums are exact in float64 over BLOCK entries.
     void start_at(double t, int64_t& n, int64_t& d) {
+        constexpr int64_t BLOCK = 4096;
+        n = d = 0;
+        for (int64_t base = 0; base < dim; base += BLOCK) {
+            const int64_t end = dim - base < BLOCK ? dim : base + BLOCK;
+            f64v product{}, square{};
+            const f64v at = splat(t), last = splat(cells - 1.0), zero{}, one = splat(1.0), never = splat((double)INFINITY);
+            int64_t i = base;
+            for (; i + F64 <= end; i += F64) {
+                f64v value = __builtin_convertvector(load<i32h>(a + i), f64v), inv = load<f64v>(inverse + i), guess = at * value;
+                f64v cell = __builtin_convertvector(__builtin_convertvector(guess < last ? guess : last, i32h), f64v);
+                cell -= (cell > zero) & ~(cell * inv < at) ? one : zero;
+                cell += (cell < last) & ((cell + one) * inv < at) ? one : zero;
+                store(u + i, __builtin_convertvector(cell, i32h));
+                store(next + i, cell < last ? (cell + one) * inv : never);
+                f64v odd = cell + cell + one;
+                product += odd * value;
+                square += odd * odd;
+            }
+            for (int lane = 0; lane < F64; ++lane) {
+                n += static_cast<int64_t>(product[lane]);
+                d += static_cast<int64_t>(square[lane]);
+            }
+            for (; i < end; ++i) {
+                double guess = t * a[i];
+                int32_t cell = guess < cells - 1 ? static_cast<int32_t>(guess) : cells - 1;
+                if (cell > 0 && !(cell * inverse[i] < t)) --cell;
+                if (cell < cells - 1 && (cell + 1) * inverse[i] < t) ++cell;
+                u[i] = cell;
+                next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
+                int64_t odd = 2 * cell + 1;
+                n += odd * a[i];
+                d += odd * odd;
+            }
+        }
+    }
+
+    // The code after the last step: all entries but zeros in the last cell.
+    void end(int64_t& n, int64_t& d) {
         n = d = 0;
         for (int64_t i = 0; i < dim; ++i) {
-            double guess = t * a[i];
-            int32_t cell = guess < cells ? static_cast<int32_t>(guess) : cells - 1;
-            while (cell > 0 && !(cell * inverse[i] < t)) --cell;
-            while (cell < cells - 1 && (cell + 1) * inverse[i] < t) ++cell;
-            u[i] = cell;
-            next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
-            int64_t odd = 2 * cell + 1;
+            int64_t odd = a[i] ? 2 * cells - 1 : 1;
             n += odd * a[i];
             d += odd * odd;
         }
@@ -141,7 +175,17 @@ double beyond(const int32_t* a, int64_t dim, double edge) {
 
 }  // namespace
 
-void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch) {
+double grid_score(const int32_t* a, int64_t dim, int half, const uint16_t* codes) {
+    int64_t n = 0, d = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        int64_t cell = codes[i] >= half ? codes[i] - half : half - 1 - codes[i], odd = 2 * cell + 1;
+        n += odd * a[i];
+        d += odd * odd;
+    }
+    return score(n, d);
+}
+
+void grid_code(const int32_t* a, int64_t dim, int cells, double good, uint8_t* out, void* scratch) {
     Row row(a, dim, cells, scratch);
     int32_t largest = 0, smallest = INT32_MAX;
     double square = 0;
@@ -155,14 +199,17 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
     for (int64_t i = 0; i < dim; ++i) out[i] = 0;
     if (largest == 0) return;
 
-    // A first good score: Lloyd steps between code and scale, from the step that suits a Gaussian.
+    // A first good score, unless one is given: Lloyd steps between code and scale, from the step that suits a Gaussian.
     int64_t n, d;
-    row.start_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
-    double best = score(n, d);
-    for (int i = 0; i < 4; ++i) {
-        row.start_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
-        double next = score(n, d);
-        if (next > best) best = next;
+    double best = good;
+    if (!(best > 0)) {
+        row.start_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
+        best = score(n, d);
+        for (int i = 0; i < 4; ++i) {
+            row.start_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
+            double next = score(n, d);
+            if (next > best) best = next;
+        }
     }
     // The best code x is the one nearest to a t at its own scale t = |x|^2 / <x, a>, so it is met in a part of the walk where
     // |a - x / t|^2 can be as small as its residual |a|^2 - score. The other parts are skipped; the slack covers rounding in the bounds.
@@ -206,9 +253,9 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
         row.take(count);
         open = true;
     }
-    row.start_at(INFINITY, n, d);  // the last code is nearest only to points beyond the walk
+    row.end(n, d);  // the last code is nearest only to points beyond the walk
     if (score(n, d) > found)
-        for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+        for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(a[i] ? cells - 1 : 0);
 }
 
 }  // namespace CODEWORD_TARGET

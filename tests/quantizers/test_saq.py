@@ -24,11 +24,9 @@ def skewed(n: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def distances(quantizer: SAQ, codes: Codes, queries: Tensor) -> Tensor:
-    """Estimated squared distances (queries, rows) by the formula, float64."""
-    z = quantizer.coordinates(queries).double()
-    products = sum((z[:, s.start:s.stop] @ ((s.indices - (2**s.bits - 1) / 2) * s.rescale.unsqueeze(1)).T for s in quantizer.segments(codes)),
-                   torch.zeros(()))
-    return quantizer.square_norms(codes) + (queries - quantizer.mean).double().square().sum(1, keepdim=True) - 2 * products
+    """Estimated squared distances (queries, rows), float64."""
+    found = quantizer.scan(quantizer.pack(codes), quantizer.prepare(queries, "l2"), 0, len(codes.indices))[0]
+    return found.double() + queries.double().square().sum(1, keepdim=True)
 
 
 def relative(estimate: Tensor, truth: Tensor) -> float:

@@ -21,6 +21,7 @@ k-th best distance so far is passed over; the others get their distance. Kept: t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -70,17 +71,42 @@ def bit_scan(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int
              num_threads: int) -> tuple[Tensor, Tensor]:
     """Distances float32 (q, k) ascending, padded with +inf, and rows int64 (q, k), padded with -1. ``spans`` int64 (q, p, 2) row
     ranges that start at multiples of 32, ``coarse`` float32 (q, p), ``allowed`` bool (rows,) or None."""
-    rows = len(blocks.planes) * BLOCK
-    if spans.ndim != 3 or spans.shape[2] != 2 or coarse.shape != spans.shape[:2] or len(spans) != len(query.z1) or k < 1:
-        raise ShapeError(f"bit_scan got spans {tuple(spans.shape)}, coarse {tuple(coarse.shape)}, {len(query.z1)} queries and k={k}")
+    native = dispatch.choice("bit_scan", blocks.planes.device) == "native"
+    check_spans("bit_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed, native)
+    if native:
+        return _native(blocks, query, spans, coarse, k, allowed, num_threads)
+    return reference(blocks, query, spans, coarse, k, allowed)
+
+
+def rounded(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (q, n) float32 as integers: ``z1`` int8 (q, 8 ceil(n/8)), ``z`` int16 (q, 32 ceil(n/32)) (width 0 where bits = 1), and their
+    steps (q,). Half-way cases go to even."""
+    n = rows.shape[1]
+    eights = torch.nn.functional.pad(rows, (0, -n % 8))
+    fours = eights.abs().unflatten(1, (-1, 4))
+    step1 = ((fours[..., 0] + fours[..., 1]) + (fours[..., 2] + fours[..., 3])).amax(1) / 125
+    z1 = (eights / step1.clamp(min=1e-38).unsqueeze(1)).round().to(torch.int8)
+    if bits == 1:
+        return z1, z1.new_zeros(len(rows), 0, dtype=torch.int16), step1, torch.zeros_like(step1)
+    wide = torch.nn.functional.pad(rows, (0, -n % GROUP))
+    # Eight lanes of int32 must hold their share of the products.
+    largest = min(32767, (2**34 - 1) // ((2**bits - 1) * wide.shape[1]))
+    step2 = wide.abs().amax(1) / largest
+    z = (wide / step2.clamp(min=1e-38).unsqueeze(1)).round().to(torch.int16)
+    return z1, z, step1, step2
+
+
+def check_spans(op: str, rows: int, queries: int, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None, native: bool) -> None:
+    """ShapeError where the arguments of a scan of ``rows`` packed rows do not fit. A kernel looks at the spans itself."""
+    if spans.ndim != 3 or spans.shape[2] != 2 or coarse.shape != spans.shape[:2] or len(spans) != queries or k < 1:
+        raise ShapeError(f"{op} got spans {tuple(spans.shape)}, coarse {tuple(coarse.shape)}, {queries} queries and k={k}")
+    if not native:
+        start, stop = spans[..., 0], spans[..., 1]
+        full = start < stop
+        if bool((full & ((start < 0) | (stop > rows) | (start % BLOCK != 0))).any()):
+            raise ShapeError(f"{op} got a span outside 0..{rows} or one that does not start at a multiple of {BLOCK}")
     if allowed is not None and allowed.shape != (rows,):
         raise ShapeError(f"allowed has shape {tuple(allowed.shape)}; ({rows},) is needed")
-    if dispatch.choice("bit_scan", blocks.planes.device) == "native":
-        return _native(blocks, query, spans, coarse, k, allowed, num_threads)  # checks the spans itself
-    start, stop = spans[..., 0], spans[..., 1]
-    if bool(((start < stop) & ((start < 0) | (stop > rows) | (start % BLOCK != 0))).any()):
-        raise ShapeError(f"bit_scan got a span outside 0..{rows} or one that does not start at a multiple of {BLOCK}")
-    return reference(blocks, query, spans, coarse, k, allowed)
 
 
 def _native(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
@@ -101,17 +127,24 @@ def _native(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int,
 
 
 def reference(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One span at a time, the survivors of its first look one by one."""
+    def estimates(first: int, last: int, i: int, offset: float) -> tuple[Tensor, Tensor]:
+        return _estimates(blocks.part(first, last), query.select(i), offset)
+
+    return visit(estimates, spans, coarse, k, allowed)
+
+
+def visit(estimates: Callable[[int, int, int, float], tuple[Tensor, Tensor]], spans: Tensor, coarse: Tensor, k: int,
+          allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One span at a time, the rows whose bound was within the k-th distance before it one by one. ``estimates``: distances and bounds,
+    each (1, rows), of blocks first..last for query i and its coarse distance."""
     distances = torch.full((len(spans), k), torch.inf)
     found = torch.full((len(spans), k), -1, dtype=torch.int64)
     for i in range(len(spans)):
-        one = query.select(i)
         best: list[tuple[float, int]] = []
         for (start, stop), offset in zip(spans[i].tolist(), coarse[i].tolist(), strict=True):
             if start >= stop:
                 continue
-            first, last = start // BLOCK, -(-stop // BLOCK)
-            distance, bound = (part[0, :stop - start] for part in _estimates(blocks.part(first, last), one, offset))
+            distance, bound = (part[0, :stop - start] for part in estimates(start // BLOCK, -(-stop // BLOCK), i, offset))
             worst = best[k - 1][0] if len(best) >= k else torch.inf
             near = bound <= worst
             if allowed is not None:
@@ -148,7 +181,7 @@ def spread(blocks: Blocks, query: Query, base: Tensor) -> Tensor:
 def top_estimate(blocks: Blocks, query: Query) -> tuple[Tensor, Tensor]:
     """The estimate of one bit without base (q, rows), and the rows' errors (rows,)."""
     bits = unpack_top(blocks.planes).double()
-    t = _exact(query.z1, 2 * bits - 1)
+    t = exact(query.z1, 2 * bits - 1)
     add, rescale, error = blocks.factors.transpose(0, 1).flatten(1)
     part = rescale * (query.scalars[:, 0:1] * t)
     return (add + part if query.l2 else part), error
@@ -159,13 +192,13 @@ def rest_estimate(blocks: Blocks, query: Query) -> Tensor:
     codes = unpack_codes(blocks)
     width = query.z.shape[1]
     centred = torch.nn.functional.pad(codes, (0, width - codes.shape[1])).double() * 2 - (2**blocks.bits - 1)
-    t = _exact(query.z, centred)
+    t = exact(query.z, centred)
     add, rescale = blocks.rest_factors[:, 0], blocks.rest_factors[:, 1]
     part = rescale * (query.scalars[:, 1:2] * t)
     return add + part if query.l2 else part
 
 
-def _exact(z: Tensor, points: Tensor) -> Tensor:
+def exact(z: Tensor, points: Tensor) -> Tensor:
     """Integer inner products (q, rows), exact in float64, rounded once to float32."""
     return (z.double() @ points.mT).float()
 

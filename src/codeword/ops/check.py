@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, pyramid, reference
+from codeword.ops import additive, adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, pyramid, reference, segment_blocks
 
 
 def self_check() -> dict[str, bool]:
@@ -28,7 +28,7 @@ def self_check() -> dict[str, bool]:
     indices = torch.randint(0, 1 << 62, (65, 5), generator=generator) & torch.tensor([(1 << w) - 1 for w in widths])
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
-    scan = bit_blocks.example(generator)
+    scan, cut = bit_blocks.example(generator), segment_blocks.example(generator)
     tables = lut_blocks.example(generator)
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
     sixteens = x[:, :96].reshape(-1, 16).contiguous()
@@ -37,6 +37,9 @@ def self_check() -> dict[str, bool]:
     numbers = torch.arange(12)
     signed = pyramid.reference_point(numbers, *triangle)
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
+
+    terms, gram = torch.randn(65, 3, 16, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)
+    start = additive.empty_states(65, 3)
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
@@ -52,8 +55,11 @@ def self_check() -> dict[str, bool]:
         "pyramid_point": (lambda: pyramid.point(numbers, *triangle), lambda: pyramid.reference_point(numbers, *triangle)),
         "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
+        "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "lut_tables": (lambda: lut_blocks.lut_tables(*slices), lambda: lut_blocks.tables_reference(*slices)),
+        "additive_search": (lambda: additive.additive_search(terms, gram, start, filled=0, beam=5, sweeps=2),
+                            lambda: additive.reference(terms, gram, *start, 0, 5, 2)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }
     return {op: _same(got(), want()) for op, (got, want) in cases.items() if dispatch.choice(op) == "native"}

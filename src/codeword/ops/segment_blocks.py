@@ -20,7 +20,7 @@ Per row, with base = coarse + offset and, for ip, constant = add = 0,
                 r_s = f_s + r_s+1,  w_s = noise_s * rescale_s^2 + w_s+1,  r_S = w_S = 0        0 < s < S
 
 D = max(base + centers, 0) for l2, 1 for ip. A row is passed over if one of its bounds bound_0..bound_S, bound'_1..bound'_S-1 exceeds the
-k-th best distance so far (bound_0 is not looked at where unseen_0 is infinite). Rows are visited in order of spans, then of rows.
+k-th best distance so far (bound_s is not looked at where unseen_s is infinite). Rows are visited in order of spans, then of rows.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ class SegmentBlocks(NamedTuple):
 def segment_scan(blocks: SegmentBlocks, query: SegmentQuery, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
                  num_threads: int) -> tuple[Tensor, Tensor]:
     """Arguments and results as ``bit_blocks.bit_scan``."""
-    bit_blocks.check_spans("segment_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed)
+    native = dispatch.choice("segment_scan", blocks.planes.device) == "native"
+    bit_blocks.check_spans("segment_scan", len(blocks.planes) * BLOCK, len(query.z1), spans, coarse, k, allowed, native)
     if any(not (length >= 1 and 1 <= bits <= 13) for length, bits in blocks.plan):
         raise ShapeError(f"segment_scan got the segments {blocks.plan}; at least one dimension and 1..13 bits are allowed")
-    if dispatch.choice("segment_scan", blocks.planes.device) == "native":
+    if native:
         return _native(blocks, query, spans, coarse, k, allowed, num_threads)
     return reference(blocks, query, spans, coarse, k, allowed)
 
@@ -133,9 +134,8 @@ def looks(blocks: SegmentBlocks, query: SegmentQuery, coarse: Tensor) -> tuple[T
             full[-1] = add + part if query.l2 else part
     unseen = [*scalars[:, :, 3].unbind(1), torch.zeros_like(scalars[:, 0, 3])]
     estimates, seen = list(accumulate(first, initial=start)), list(accumulate(noise, initial=torch.zeros_like(start)))
-    bounds = [e - (spread * (u + v)).sqrt() for e, u, v in zip(estimates, unseen, seen, strict=True)]
-    if bool(torch.isinf(unseen[0]).any()):
-        bounds = bounds[1:]
+    bounds = [torch.where(u < torch.inf, e - (spread * (u + v)).sqrt(), -torch.inf)
+              for e, u, v in zip(estimates, unseen, seen, strict=True)]
     known = list(accumulate(full, initial=start))
     left, loud = torch.zeros_like(start), torch.zeros_like(start)
     for s in range(count - 1, 0, -1):
@@ -146,21 +146,43 @@ def looks(blocks: SegmentBlocks, query: SegmentQuery, coarse: Tensor) -> tuple[T
 
 def _products(blocks: SegmentBlocks, query: SegmentQuery) -> list[tuple[Tensor, Tensor | None]]:
     """Of each segment t1 and t2 (None where it has one bit), float32 (q, rows)."""
-    top, out = bit_blocks.unpack_top(blocks.planes), []
-    wide = [-(-length // GROUP) * GROUP if bits > 1 else 0 for length, bits in blocks.plan]
-    places = zip(blocks.plan, pairwise(accumulate((8 * -(-length // 8) for length, _ in blocks.plan), initial=0)),
-                 pairwise(accumulate(wide, initial=0)),
-                 pairwise(accumulate((bit_blocks.rest_bytes(*part) for part in blocks.plan), initial=0)), strict=True)
-    for (_, bits), (a, b), (i, j), (v, w) in places:
+    top, out, i = bit_blocks.unpack_top(blocks.planes), [], 0
+    for (_, bits), (a, b), (v, w) in _places(blocks.plan):
         signs = top[:, a:b]
         one = bit_blocks.exact(query.z1[:, a:b], 2 * signs.double() - 1)
         if bits == 1:
             out.append((one, None))
             continue
-        codes = (signs.to(torch.int32) << (bits - 1)) | bit_blocks.unpack_rest(blocks.rest[:, v:w], bits)[:, :b - a]
-        points = torch.nn.functional.pad(codes, (0, j - i - (b - a))).double() * 2 - (2**bits - 1)
-        out.append((one, bit_blocks.exact(query.z[:, i:j], points)))
+        codes = bit_blocks.unpack_rest(blocks.rest[:, v:w], bits)
+        codes[:, :b - a] |= signs.to(torch.int32) << (bits - 1)
+        points = codes.double() * 2 - (2**bits - 1)
+        out.append((one, bit_blocks.exact(query.z[:, i:i + codes.shape[1]], points)))
+        i += codes.shape[1]
     return out
+
+
+def layout(values: list[Tensor], plan: Plan) -> tuple[Tensor, Tensor]:
+    """planes and rest of the segments' codes (rows, n_s), rows a multiple of BLOCK."""
+    parts = list(zip(values, plan, strict=True))
+    planes = torch.cat([bit_blocks.pack_top(codes >> (bits - 1)) for codes, (_, bits) in parts], dim=1)
+    return planes, torch.cat([bit_blocks.pack_rest(codes & ((1 << (bits - 1)) - 1), bits) for codes, (_, bits) in parts], dim=1)
+
+
+def codes_of(planes: Tensor, rest: Tensor | None, plan: Plan) -> list[Tensor]:
+    """Inverse of ``layout`` for rows taken out of it: planes (rows, sum G_s) and rest, if
+    there is one; int32 (rows, n_s) of each segment."""
+    bits = ((planes.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1).flatten(1).to(torch.int32)
+    out = []
+    for (length, width), (a, _), (v, w) in _places(plan):
+        codes = bits[:, a:a + length] << (width - 1)
+        out.append(codes if rest is None or width == 1 else codes | bit_blocks.unpack_rest(rest[:, v:w], width)[:, :length])
+    return out
+
+
+def _places(plan: Plan) -> list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
+    """Each segment, its columns in the bits of the planes, and in rest."""
+    eights = pairwise(accumulate((8 * -(-length // 8) for length, _ in plan), initial=0))
+    return list(zip(plan, eights, pairwise(accumulate((bit_blocks.rest_bytes(*part) for part in plan), initial=0)), strict=True))
 
 
 def rest_place(plan: Plan, s: int) -> int:
@@ -172,8 +194,9 @@ def example(generator: torch.Generator) -> tuple[SegmentBlocks, SegmentQuery, Te
     """Arguments of a small ``reference`` call, for the self check."""
     plan, rows = ((40, 5), (21, 2), (9, 1)), 64
     values = [torch.randint(0, 1 << bits, (rows, length), generator=generator) for length, bits in plan]
-    blocks = SegmentBlocks(*layout(values, plan), torch.ones(rows // BLOCK), torch.rand(rows, 4, generator=generator), plan)
-    blocks = blocks._replace(factors=torch.rand(rows // BLOCK, 7, BLOCK, generator=generator))
+    planes, rest = layout(values, plan)
+    blocks = SegmentBlocks(planes, torch.rand(rows // BLOCK, 7, BLOCK, generator=generator), torch.ones(rows // BLOCK), rest,
+                           torch.rand(rows, 4, generator=generator), plan)
     z1 = torch.randint(-31, 32, (2, 80), generator=generator, dtype=torch.int8)
     z = torch.randint(-999, 1000, (2, 96), generator=generator, dtype=torch.int16)
     scalars = torch.tensor([[0.5, 0.02, 0.01, 0.1, 0.3, 0.02, 0.01, 0.1, 0.2, 0.01, 0.0, 0.1, 0.1]] * 2)

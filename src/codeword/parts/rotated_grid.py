@@ -154,17 +154,7 @@ class RotatedGrid(Quantizer):
         queries = queries.float().contiguous()
         towards = ops.project(queries, self.center.unsqueeze(0))[:, 0]
         rotated = ops.rotate(queries - self.center if l2 else queries, self.signs)
-        eights = torch.nn.functional.pad(rotated, (0, -self.dim % 8))
-        fours = eights.abs().unflatten(1, (-1, 4))
-        step1 = ((fours[..., 0] + fours[..., 1]) + (fours[..., 2] + fours[..., 3])).amax(1) / 125
-        z1 = (eights / step1.clamp(min=1e-38).unsqueeze(1)).round().to(torch.int8)
-        step2, z = torch.zeros_like(step1), z1.new_zeros(len(queries), 0, dtype=torch.int16)
-        if self.code_bits > 1:
-            wide = torch.nn.functional.pad(rotated, (0, -self.dim % bit_blocks.GROUP))
-            # Eight lanes of int32 must hold their share of the products.
-            largest = min(32767, (2**34 - 1) // ((2**self.code_bits - 1) * wide.shape[1]))
-            step2 = wide.abs().amax(1) / largest
-            z = (wide / step2.clamp(min=1e-38).unsqueeze(1)).round().to(torch.int16)
+        z1, z, step1, step2 = bit_blocks.rounded(rotated, self.code_bits)
         norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
         slack = torch.full_like(norms, self.slack) if l2 else self.slack / 2 * norms.sqrt()
         weight = 0.5 if l2 else 0.25

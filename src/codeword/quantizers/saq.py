@@ -31,15 +31,18 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
-from codeword.parts import arrays, random
+from codeword.ops import segment_blocks
+from codeword.ops.segment_blocks import SegmentBlocks, SegmentQuery
+from codeword.parts import arrays, random, scan, segment_search
 from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, flat_plan, plan_bits
-from codeword.parts.pca import pca
+from codeword.parts.pca import PCA, pca
 from codeword.parts.rows import dot, power
-from codeword.quantizer import Codes, Quantizer
+from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 
 LARGEST = torch.finfo(torch.float32).max
 LARGEST_HALF = 65504.0
 SIDE_BITS = 16
+SLACK = 1.9
 GAIN_VALUES = 1 << 22
 """Numbers that gains and units are measured on, at most."""
 
@@ -66,7 +69,8 @@ class SAQ(Quantizer):
 
     side_dtype = torch.float16
 
-    def __init__(self, *, dim: int, total_bits: float = 4.0, granularity: int = 32, rounds: int = 6, seed: int = 0) -> None:
+    def __init__(self, *, dim: int, total_bits: float = 4.0, granularity: int = 32, rounds: int = 6, seed: int = 0,
+                 deviations: float | None = 4.0) -> None:
         super().__init__()
         if dim < 1 or granularity < 1 or not 0 <= rounds <= 64:
             raise CodewordError(f"saq got dim={dim}, granularity={granularity}, rounds={rounds}; dim and granularity of at least 1 and "
@@ -76,6 +80,7 @@ class SAQ(Quantizer):
             raise CodewordError(f"saq got total_bits={total_bits}; {least:.4g} (one segment of one bit and the side information) to "
                                 f"{least + 16:.4g} are allowed at dim={dim} and granularity={granularity}")
         self.dim, self.total_bits, self.granularity, self.rounds, self.seed = dim, total_bits, granularity, rounds, seed
+        self.deviations = deviations
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("axes", torch.zeros(dim, dim))
         self.register_buffer("variances", torch.zeros(dim))
@@ -116,7 +121,12 @@ class SAQ(Quantizer):
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         found = pca(rows, None, weights)
-        self._set_plan(bit_plan(found.variances.cpu().numpy(), self._budget, granularity=self.granularity, overhead=SIDE_BITS))
+        plan = bit_plan(found.variances.cpu().numpy(), self._budget, granularity=self.granularity, overhead=SIDE_BITS)
+        self._learn(rows, weights, found, plan)
+
+    def _learn(self, rows: Tensor, weights: Tensor | None, found: PCA, plan: Plan) -> None:
+        """Everything else, once axes and plan are known."""
+        self._set_plan(plan)
         self.gains, self.units = self.gains.to(rows.device), self.units.to(rows.device)
         axes, start = [], 0
         for length, bits in self.plan:
@@ -141,19 +151,18 @@ class SAQ(Quantizer):
         square = torch.cat((residual.unsqueeze(1), scale.square()), dim=1)
         mean = torch.stack([dot(share, column) for column in square.T]) / dot(share, torch.ones_like(share))
         self.units = power((torch.frexp(mean.sqrt()).exponent - 1).clamp(-126, 126)).float()
-        _, steps, sums, size = self._codes(rows)[:4]
+        _, steps, sums, _ = self._assign(y, total, size)
         energy, overlap = sums[..., 2] * size.unsqueeze(1).square(), steps * size.unsqueeze(1).square() * sums[..., 0] / 2
         ratio = [dot(share, e) / dot(share, o).clamp(min=1e-300) for e, o in zip(energy.T, overlap.T, strict=True)]
         gains = torch.stack(ratio)
         self.gains = torch.where((gains > 0.5) & (gains < 4), gains, 1.0).float()  # a constant segment has none
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
-        indices, _, _, _, side = self._codes(rows)
+        indices, _, _, side = self._assign(*self._coordinates(rows))
         return indices, side.float()  # that autocast can join
 
-    def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Indices; the rounded scale in y's own size (n, segments), the sums of ``ops.adjust_code`` for it, that size (n,); side."""
-        y, total, size = self._coordinates(rows)
+    def _assign(self, y: Tensor, total: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices; the rounded scales in y's own size (n, segments), the sums of ``ops.adjust_code`` for them; side."""
         _, sums = self._adjust(y, self.rounds)
         units = self.units.double()
         half = (2 * sums[..., 0] / sums[..., 1] * size.unsqueeze(1) / units[1:]).clamp(max=LARGEST_HALF).to(torch.float16)
@@ -162,7 +171,7 @@ class SAQ(Quantizer):
         left = total - (steps.square() * sums[..., 1] / 4 * size.unsqueeze(1).square()).sum(1)
         residual = left.sign() * left.abs().sqrt() / units[0]
         side = torch.cat((residual.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16).unsqueeze(1), half), dim=1)
-        return indices, steps, sums, size, side
+        return indices, steps, sums, side
 
     def _coordinates(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y / size of the coded segments, float32; |row - mean|^2 and size float64 (n,). size is a power of two that brings y near 1, so
@@ -216,7 +225,96 @@ class SAQ(Quantizer):
 
     def coordinates(self, queries: Tensor) -> Tensor:
         """A (q - mean), float32 (n, coded dimensions): what the segments' points are multiplied with."""
-        return ops.project(queries.float() - self.mean, self.axes[:len(self.levels)])
+        return ops.project((queries.float() - self.mean).clamp(-LARGEST, LARGEST), self.axes[:len(self.levels)])
+
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """Planes, lower bits and factors of ``codes`` (rows, positions) relative to ``given`` (rows, dim), one point a block of 32 rows."""
+        self._require_fitted("pack")
+        point = torch.zeros(1, self.dim) if given is None else arrays.as_tensor(given).float()
+        point = point.to(self.device).expand(len(codes.indices), self.dim)
+        step = BLOCK * max(1, arrays.block_rows(self.dim) // (4 * BLOCK))
+        parts = [self._pack_some(Codes(*(part[i:i + step] for part in codes[:2])), point[i:i + step])
+                 for i in range(0, max(1, len(codes.indices)), step)]
+        tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return Packed(tensors, len(tensors["planes"]) * BLOCK)
+
+    def _pack_some(self, codes: Codes, point: Tensor) -> dict[str, Tensor]:
+        fill = (0, 0, 0, -len(codes.indices) % BLOCK)
+        point = torch.nn.functional.pad(point, fill)
+        indices, side = (torch.nn.functional.pad(arrays.as_tensor(part), fill) for part in codes[:2])
+        padded = Codes(indices, side)
+        turned = ops.project(point, self.axes[:len(self.levels)])
+        shift = 2 * ops.project(point, self.mean.unsqueeze(0)).double()[:, 0] + dot(self.mean, self.mean)
+        first, full = [(shift + self.square_norms(padded)).unsqueeze(0)], []
+        segments = self.segments(padded)
+        for part in segments:
+            top, whole = segment_search.row_factors(part.indices, part.bits, part.rescale, turned[:, part.start:part.stop])
+            first.append(top)
+            full += [whole] if part.bits > 1 else []
+        planes, rest = segment_blocks.layout([part.indices for part in segments], self.coded)
+        factors = torch.cat(first).float().reshape(-1, len(planes), BLOCK).transpose(0, 1).contiguous()
+        out = {"planes": planes, "factors": factors, "centers": shift.reshape(-1, BLOCK).amax(1).float()}
+        return out | ({"rest": rest, "rest_factors": torch.cat(full).T.float().contiguous()} if full else {})
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        """Codes of the chosen rows: scales exactly, the residual from the factors."""
+        part = self.take(packed, rows)
+        values = segment_blocks.codes_of(part["planes"], part.get("rest"), self.coded)
+        scales, place = [], 0
+        for i, (_, bits) in enumerate(self.coded):
+            rescale = part["factors"][:, 2 + 2 * i] if bits == 1 else part["rest_factors"][:, 2 * place + 1]
+            place += bits > 1
+            scales.append(rescale.double() / -2 / float(self.gains[i]) / float(self.units[1 + i]))
+        side = torch.stack([torch.zeros_like(scales[0]), *scales], dim=1).clamp(0, LARGEST_HALF).to(torch.float16)
+        codes = Codes(torch.cat(values, dim=1).to(self.index_dtype), side)
+        left = part["factors"][:, 0].double() - part["centers"].double() - self.square_norms(codes)
+        side[:, 0] = (left.sign() * left.abs().sqrt() / float(self.units[0])).clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16)
+        return codes
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return scan.take(packed, rows)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return scan.lay(rows, blocks=("planes", "factors", "centers"))
+
+    def check(self, packed: Packed) -> None:
+        for name in packed.tensors.keys() - {"planes", "rest"}:  # any bits are a code
+            arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
+
+    def prepare(self, queries: Tensor, metric: str) -> SegmentQuery:
+        """Rotated ``queries`` (q, dim) rounded to integers; ``metric`` "l2" or "ip"."""
+        self._require_fitted("prepare")
+        if metric not in ("l2", "ip"):
+            raise Unsupported(f"saq.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
+        l2 = metric == "l2"
+        queries = queries.float().contiguous()
+        centred = (queries - self.mean).clamp(-LARGEST, LARGEST) if l2 else queries
+        z = ops.project(centred, self.axes[:len(self.levels)])
+        towards = ops.project(queries, self.mean.unsqueeze(0))[:, 0]
+        variances = torch.stack([segment_search.total(self.variances[start:stop].double()) for start, stop in self._bounds])
+        others = (dot(centred, centred) - dot(z, z)).clamp(min=0)
+        norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
+        return segment_search.query_of(z, self.coded, variances, others, towards, norms, l2, SLACK, self.deviations)
+
+    def scan(self, packed: Packed, query: SegmentQuery, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows start..stop for all queries: (distance, the least that may be let pass for it), each (q, stop - start), without coarse.
+        ``coarse`` (q,) is what the caller will add; the bound for l2 depends on it (|q|^2 where it is None, as in flat search)."""
+        first, last = start // BLOCK, -(-stop // BLOCK)
+        coarse = coarse.float() if coarse is not None else query.norms if query.l2 else torch.zeros_like(query.norms)
+        distance, bound = segment_blocks.looks(self._blocks(packed).part(first, last), query, coarse)
+        part = slice(start - first * BLOCK, stop - first * BLOCK)
+        return distance[:, part] - coarse.unsqueeze(1), bound[:, part] - coarse.unsqueeze(1)
+
+    def search_spans(self, packed: Packed, query: SegmentQuery, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return segment_blocks.segment_scan(self._blocks(packed), query, spans, coarse, k, allowed, num_threads)
+
+    def _blocks(self, packed: Packed) -> SegmentBlocks:
+        t, none = packed.tensors, torch.zeros(packed.rows, 0)
+        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)), t.get("rest_factors", none),
+                             self.coded)
 
     # ------------------------------------------------------------------ files
 
