@@ -81,10 +81,13 @@ bool has_nan(const float* values, int64_t count) {
 // What the screen in bytes needs of a codebook.
 class BytesCodebook {
 public:
+    static constexpr int64_t BLOCK = 8, GROUPS = 1024;  // codewords a panel; groups whose maxima stay in the cache
+
+    static int64_t group_codes(int64_t k) { return BLOCK * chunks_of(chunks_of(k, BLOCK), GROUPS); }
+
     void prepare(NearestBook& book, int num_threads) {
-        constexpr int64_t BLOCK = 8, GROUPS = 1024;  // codewords a panel; groups whose maxima stay in the cache
         int64_t panels = chunks_of(book.k, BLOCK), codes = panels * BLOCK, words = chunks_of(book.d, 4);
-        int64_t each = BLOCK * chunks_of(panels, GROUPS), groups = chunks_of(codes, each);
+        int64_t each = group_codes(book.k), groups = chunks_of(codes, each);
         panels_.emplace(codes * words);
         starts_.emplace(codes);
         values_.emplace(4 * codes + 3 * groups);
@@ -120,6 +123,68 @@ void nearest_narrow(const float* x, const float* codebook, int64_t* indices, flo
     });
 }
 
+// A codebook prepared for n rows.
+class Codebook {
+public:
+    NearestBook book{};
+    bool nan = false;  // a codebook with NaN has no nearest codeword: all rows get index 0 and distance NaN
+
+    Codebook(const float* codebook, int64_t n, int64_t k, int64_t d, int num_threads)
+        : tail_(std::min(k, 8 / std::max<int64_t>(d, 1) + 1) * d + 8) {
+        book.codebook = codebook;
+        book.k = k;
+        book.d = d;
+        // Preparing the panels costs about as much as four exactly scored rows.
+        book.screen = n > 4 && k > 1;
+        int64_t tail = std::min(k, 8 / std::max<int64_t>(d, 1) + 1);
+        std::copy(codebook + (k - tail) * d, codebook + k * d, tail_.data());
+        std::fill_n(tail_.data() + tail * d, 8, 0.0f);
+        book.tail_start = k - tail;
+        book.tail = tail_.data();
+        bool suspicious = !book.screen || !floats(num_threads);
+        nan = suspicious && has_nan(codebook, k * d);
+        if (!suspicious && CODEWORD_PICK(nearest_bytes)(n, k, d)) bytes_.prepare(book, num_threads);
+    }
+
+private:
+    // False where some codeword is too large for the screen, infinite or NaN.
+    bool floats(int num_threads) {
+        int64_t width = CODEWORD_PICK(nearest_panel)(), k = book.k, d = book.d;
+        book.panel_count = chunks_of(k, width);
+        book.panels_per_group = std::max<int64_t>(1, chunks_of(book.panel_count, 64));
+        book.group_count = chunks_of(book.panel_count, book.panels_per_group);
+        center_.emplace(d), panels_.emplace(book.panel_count * width * (d + 1)), norms_.emplace(book.panel_count);
+        groups_.emplace(book.group_count + 16);
+        float *center = center_->data(), *panels = panels_->data(), *norms = norms_->data(), *groups = groups_->data();
+        book.center = center, book.panels = panels, book.norms = norms, book.groups = groups;
+        middle(book.codebook, k, d, center);
+        auto prepare = CODEWORD_PICK(nearest_prepare);
+        ranges(book.panel_count, 16, num_threads, [&](int64_t start, int64_t stop, int) {
+            prepare(book.codebook, center, panels, norms, k, d, start, stop);
+        });
+        std::fill_n(groups, book.group_count + 16, 0.0f);
+        for (int64_t p = 0; p < book.panel_count; ++p) {
+            float& group = groups[p / book.panels_per_group];
+            group = std::max(group, norms[p]);
+        }
+        return std::all_of(norms, norms + book.panel_count, [](float v) { return v < INFINITY; });
+    }
+
+    Buffer<float> tail_;
+    std::optional<Buffer<float>> center_, panels_, norms_, groups_;
+    BytesCodebook bytes_;
+};
+
+// body(start, stop, scratch) over n rows, each thread with zeroed memory of its own.
+template <class Body>
+void row_chunks(int64_t n, int64_t rows, int64_t bytes, int count, Body&& body) {
+    bytes = (bytes + 63) & ~int64_t{63};
+    count = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(1, chunks_of(n, rows))));
+    Buffer<char> scratch(bytes * count);
+    std::fill_n(scratch.data(), bytes * count, char{0});
+    ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) { body(start, stop, scratch.data() + slot * bytes); });
+}
+
 void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_threads) {
     int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
     const float* x = in<float>("x", x_, {n, d});
@@ -128,63 +193,71 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
     float* distances = out<float>("distances", distances_, {n});
     int count = threads(num_threads);
     if (k < 1) refuse("codebook is empty; at least one codeword is needed");
-    int64_t width = CODEWORD_PICK(nearest_panel)();
-    auto prepare = CODEWORD_PICK(nearest_prepare);
-    auto scratch_bytes = CODEWORD_PICK(nearest_scratch);
     auto kernel = CODEWORD_PICK(nearest_rows);
     bool narrow = CODEWORD_PICK(nearest_narrow)(k, d);
     nb::gil_scoped_release release;
 
     if (narrow) return nearest_narrow(x, codebook, indices, distances, n, k, d, count);
-    NearestBook book{};
-    book.codebook = codebook;
-    book.k = k;
-    book.d = d;
-    // Preparing the panels costs about as much as four exactly scored rows.
-    book.screen = n > 4 && k > 1;
-    int64_t tail = std::min(k, 8 / std::max<int64_t>(d, 1) + 1);
-    Buffer<float> tail_values(tail * d + 8);
-    std::copy(codebook + (k - tail) * d, codebook + k * d, tail_values.data());
-    std::fill_n(tail_values.data() + tail * d, 8, 0.0f);
-    book.tail_start = k - tail;
-    book.tail = tail_values.data();
-
-    book.panel_count = book.screen ? chunks_of(k, width) : 0;
-    book.panels_per_group = std::max<int64_t>(1, chunks_of(book.panel_count, 64));
-    book.group_count = chunks_of(book.panel_count, book.panels_per_group);
-    Buffer<float> center(d), panels(book.panel_count * width * (d + 1)), norms(book.panel_count), groups(book.group_count + 16);
-    book.center = center.data();
-    book.panels = panels.data();
-    book.norms = norms.data();
-    book.groups = groups.data();
-    if (book.screen) {
-        middle(codebook, k, d, center.data());
-        ranges(book.panel_count, 16, count, [&](int64_t start, int64_t stop, int) {
-            prepare(codebook, center.data(), panels.data(), norms.data(), k, d, start, stop);
-        });
-        std::fill_n(groups.data(), book.group_count + 16, 0.0f);
-        for (int64_t p = 0; p < book.panel_count; ++p) {
-            float& group = groups[p / book.panels_per_group];
-            group = std::max(group, norms[p]);
-        }
-    }
-    // A codebook with NaN has no nearest codeword: all rows get index 0 and distance NaN.
-    bool suspicious = !book.screen || std::any_of(norms.data(), norms.data() + book.panel_count, [](float v) { return !(v < INFINITY); });
-    if (suspicious && has_nan(codebook, k * d)) {
+    Codebook prepared(codebook, n, k, d, count);
+    const NearestBook& book = prepared.book;
+    if (prepared.nan) {
         std::fill_n(indices, n, 0);
         std::fill_n(distances, n, NAN);
         return;
     }
-    BytesCodebook integers;
-    if (!suspicious && CODEWORD_PICK(nearest_bytes)(n, k, d)) integers.prepare(book, count);
-    int64_t bytes = (scratch_bytes(book) + 63) & ~int64_t{63};
     int64_t rows = book.screen ? std::max<int64_t>(192, rows_for(k * d / 8)) : 1;
-    count = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(1, chunks_of(n, rows))));
-    Buffer<char> scratch(bytes * count);
-    std::fill_n(scratch.data(), bytes * count, char{0});
-    ranges(n, rows, count, [&](int64_t start, int64_t stop, int slot) {
-        kernel(book, x, indices, distances, scratch.data() + slot * bytes, start, stop);
+    row_chunks(n, rows, CODEWORD_PICK(nearest_scratch)(book), count, [&](int64_t start, int64_t stop, char* scratch) {
+        kernel(book, x, indices, distances, nullptr, scratch, start, stop);
     });
+}
+
+// Codewords a group of the bounds of tracked rows, 0 where tracking is slower than starting anew. As many rows as would use everything.
+constexpr int64_t MANY = int64_t{1} << 40;
+
+int64_t nearest_group_codes(int64_t k, int64_t d) {
+    if (k < 128 || d < 13 || CODEWORD_PICK(nearest_narrow)(k, d)) return 0;
+    NearestBook book{};
+    int64_t width = CODEWORD_PICK(nearest_panel)();
+    book.panels_per_group = std::max<int64_t>(1, chunks_of(chunks_of(k, width), 64));
+    if (CODEWORD_PICK(nearest_bytes)(MANY, k, d)) {
+        book.bytes.group_count = 1;
+        book.bytes.codes_per_group = BytesCodebook::group_codes(k);
+    }
+    return CODEWORD_PICK(nearest_group)(book);
+}
+
+// nearest for rows whose indices and bounds of the groups are known from before the codebook moved by shifts; none: for new rows.
+// False, with nothing done, for a codebook whose values are too large or not finite.
+bool nearest_tracked(In x_, In codebook_, std::optional<In> shifts_, Out indices_, Out distances_, Out bounds_, int64_t num_threads) {
+    int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
+    int64_t each = nearest_group_codes(k, d);
+    if (each == 0) refuse("codebook of " + std::to_string(k) + " codewords and width " + std::to_string(d) + " is not tracked");
+    int64_t groups = chunks_of(k, each);
+    const float* x = in<float>("x", x_, {n, d});
+    const float* codebook = in<float>("codebook", codebook_, {k, d});
+    const float* shifts = shifts_ ? in<float>("shifts", *shifts_, {groups}) : nullptr;
+    int64_t* indices = out<int64_t>("indices", indices_, {n});
+    float* distances = out<float>("distances", distances_, {n});
+    float* bounds = out<float>("bounds", bounds_, {n, groups});
+    int count = threads(num_threads);
+    for (int64_t i = 0; shifts && i < n; ++i)
+        if (indices[i] < 0 || indices[i] >= k) refuse("indices has " + std::to_string(indices[i]) + "; 0.." + std::to_string(k - 1) + " are allowed");
+    auto first = CODEWORD_PICK(nearest_rows);
+    auto track = CODEWORD_PICK(nearest_track);
+    nb::gil_scoped_release release;
+
+    Codebook prepared(codebook, MANY, k, d, count);
+    const NearestBook& book = prepared.book;
+    if (prepared.nan || CODEWORD_PICK(nearest_group)(book) != each) return false;
+    // What the screen of all codewords costs beside one group, in products.
+    int64_t wide = book.bytes.group_count ? 4 : 1;
+    Moves moves = {shifts, each, groups, std::max<int64_t>(1, k * d / (each * (2 * wide * d + 160)))};
+    int64_t rows = std::max<int64_t>(192, rows_for(k * d / 8));
+    row_chunks(n, rows, CODEWORD_PICK(nearest_track_scratch)(book), count, [&](int64_t start, int64_t stop, char* scratch) {
+        if (shifts) track(book, moves, x, indices, distances, bounds, scratch, start, stop);
+        else first(book, x, indices, distances, bounds, scratch, start, stop);
+    });
+    return true;
 }
 
 // ------------------------------------------------------------------ project
@@ -352,6 +425,9 @@ NB_MODULE(_native, m) {
     bind_e8(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
+    m.def("nearest_group", &nearest_group_codes, nb::arg("k"), nb::arg("d"), "Codewords a group of nearest_tracked; 0: not tracked.");
+    m.def("nearest_tracked", &nearest_tracked, nb::arg("x"), nb::arg("codebook"), nb::arg("shifts").none(), nb::arg("indices"),
+          nb::arg("distances"), nb::arg("bounds"), nb::arg("num_threads"));
     m.def("pack", &pack, nb::arg("indices"), nb::arg("widths"), nb::arg("bytes"), nb::arg("num_threads"),
           "Into zeroed bytes; False where an index does not fit its width.");
     m.def("project", &project, nb::arg("x"), nb::arg("matrix"), nb::arg("out"), nb::arg("num_threads"));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "additive_search/additive_search.h"
+#include "adjust/adjust.h"
 #include "arrays.h"
 #include "grid_code/grid_code.h"
 #include "isa.h"
@@ -29,11 +30,40 @@ void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     size_t bytes = (grid_code_scratch(static_cast<size_t>(dim)) + 127) / 64 * 64;
     std::unique_ptr<double[]> scratch(new double[bytes / 8 * static_cast<size_t>(workers)]);
     auto kernel = CODEWORD_PICK(grid_code);
-    const int64_t rows = 4;
+    auto score = CODEWORD_PICK(grid_score);
+    auto adjust = CODEWORD_PICK(adjust);
+    // A good code first, where there is a kernel for it: the better it is, the less the exact search must visit.
+    const int half = static_cast<int>(cells);
+    const int64_t bits = (cells & (cells - 1)) == 0 && dim > 0 ? __builtin_ctzll(static_cast<uint64_t>(cells)) + 1 : 0, rows = 32, starts[2] = {0, dim};
+    const int64_t floats = (CODEWORD_PICK(adjust_scratch)(dim) + 15) / 16 * 16;
+    const size_t tiles = bits ? static_cast<size_t>(product(rows * dim, workers)) : 0;
+    std::unique_ptr<float[]> values(new float[tiles]), spare(new float[bits ? static_cast<size_t>(product(floats, workers)) : 0]);
+    std::unique_ptr<uint16_t[]> codes(new uint16_t[tiles]);
     nb::gil_scoped_release release;
     parallel((n + rows - 1) / rows, workers, [&](int64_t chunk, int slot) {
-        for (int64_t i = chunk * rows; i < n && i < (chunk + 1) * rows; ++i)
-            kernel(from + i * dim, dim, static_cast<int>(cells), to + i * dim, scratch.get() + bytes / 8 * static_cast<size_t>(slot));
+        const int64_t first = chunk * rows, count = std::min(rows, n - first);
+        float* tile = values.get() + slot * rows * dim;
+        uint16_t* good = codes.get() + slot * rows * dim;
+        double sums[32 * 3];
+        if (bits) {
+            for (int64_t i = 0; i < count * dim; ++i) tile[i] = static_cast<float>(from[first * dim + i]);
+            AdjustTask task{};
+            task.rows = tile;
+            task.codes = good;
+            task.sums = sums;
+            task.starts = starts;
+            task.bits = &bits;
+            task.width = dim;
+            task.segments = 1;
+            task.rounds = 6;
+            task.wide = true;
+            adjust(task, 0, count, spare.get() + floats * slot);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t* row = from + (first + i) * dim;
+            const double start = bits ? score(row, dim, half, good + i * dim) : 0;
+            kernel(row, dim, half, start, to + (first + i) * dim, scratch.get() + bytes / 8 * static_cast<size_t>(slot));
+        }
     });
 }
 

@@ -46,25 +46,27 @@ public:
         if (!turn) return false;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (started_ < helpers && start(started_)) ++started_;
-            if (helpers > started_) helpers = started_;
+            while (started_ < helpers && start()) ++started_;
             job_ = &job;
-            invited_ = helpers;
-            pending_ = helpers;
-            ++round_;
+            places_ = helpers < started_ ? helpers : static_cast<int>(started_);
+            slot_ = 0;
         }
-        if (helpers) wake_.notify_all();
+        if (helpers == 1) wake_.notify_one();
+        else wake_.notify_all();
         job.work(0);
+        // All chunks are taken. Whoever has not come by now finds no place any more: a worker that the system keeps waiting for a
+        // processor (other libraries' threads spin on theirs for a while) delays nobody. Only chunks in work are waited for.
         std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return pending_ == 0; });
+        places_ = 0;
         job_ = nullptr;
+        done_.wait(lock, [this] { return working_ == 0; });
         return true;
     }
 
     int started() const { return started_; }
 
 private:
-    bool start(int index) {
+    bool start() {
 #ifndef _WIN32
         sigset_t all, before;  // signals are for the program's own threads
         sigfillset(&all);
@@ -72,7 +74,7 @@ private:
 #endif
         bool ok = true;
         try {
-            std::thread([this, index, round = round_] { loop(index, round); }).detach();
+            std::thread([this] { loop(); }).detach();
         } catch (const std::system_error&) {
             ok = false;  // no more threads to be had: fewer do the work
         }
@@ -82,26 +84,26 @@ private:
         return ok;
     }
 
-    void loop(int index, uint64_t seen) {
+    void loop() {
         DefaultFloatMode mode;
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return round_ != seen; });
-            seen = round_;
-            if (index >= invited_) continue;
+            wake_.wait(lock, [this] { return places_ > 0; });
+            --places_;
+            ++working_;
             Job* job = job_;
+            int slot = ++slot_;
             lock.unlock();
-            job->work(index + 1);
+            job->work(slot);
             lock.lock();
-            if (--pending_ == 0) done_.notify_one();
+            if (--working_ == 0 && !job_) done_.notify_one();
         }
     }
 
     std::mutex turn_, mutex_;
     std::condition_variable wake_, done_;
     Job* job_ = nullptr;
-    uint64_t round_ = 0;
-    int invited_ = 0, pending_ = 0;
+    int places_ = 0, slot_ = 0, working_ = 0;  // workers that may still come, slots given out, workers inside the job
     std::atomic<int> started_{0};
 };
 

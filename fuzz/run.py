@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "fuzz"), str(ROOT / "tests" / "io")]
-NAMES = ("json", "tensors", "quantizer", "codes", "manifest", "job", "spec")
+NAMES = ("json", "tensors", "quantizer", "codes", "manifest", "job", "spec", "faiss")
 FIELDS = ("goal", "what", "value", "threshold", "seconds", "version")
 RESULTS = ROOT / "results" / "reliability.csv"
 BEFORE_RELEASE = 5_000_000

@@ -22,7 +22,7 @@ import torch
 
 from codeword import catalog, ops
 from codeword.errors import CodewordError, FormatError
-from codeword.io import canonical, folder, jobs, objects, tensors
+from codeword.io import canonical, faiss, faiss_layout, folder, jobs, objects, tensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "io"))
 
@@ -116,9 +116,20 @@ def spec(data: bytes) -> None:
             assert repr(again) == repr(found), (found, again)
 
 
+def faiss_file(data: bytes) -> None:
+    """An index that is read decodes to finite values, under the ids it lists."""
+    with _refused():
+        found = faiss.convert(faiss_layout.parse(data, "input"), "input")
+        assert len(found.index) == found.found.rows
+        if len(found.index) and found.found.dim <= 64:
+            ids = found.index.ids[:3]
+            assert np.isfinite(found.index.reconstruct(ids)).all()
+            assert found.index.search(np.zeros((1, found.found.dim), np.float32), 1).ids[0, 0] in found.index.ids
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "json": json_text, "tensors": tensor_file, "quantizer": quantizer_file, "codes": codes_file, "manifest": manifest, "job": job_record,
-    "spec": spec,
+    "spec": spec, "faiss": faiss_file,
 }
 
 
@@ -131,6 +142,9 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from (entry.example_spec.encode() for entry in catalog.QUANTIZERS)
         yield from (b"residual(vq:codebook_size=256;projected(fsq:grid=8x5x5)):stages=3",
                     b"vq:codebook_size=1e3,learning=ema,seed=-1,x=none")
+        return
+    if name == "faiss":
+        yield from (path.read_bytes() for path in sorted((Path(__file__).parents[1] / "tests" / "io" / "faiss").glob("*.faiss")))
         return
     if name in ("json", "manifest", "job"):
         data = files[{"json": "manifest"}.get(name, name)]

@@ -51,8 +51,9 @@ struct List {
     int32_t* parent;
     int32_t* code;
     int64_t size, count;
+    double limit;  // nothing at or above it is taken
 
-    double worst() const { return count < size ? INFINITE : cost[size - 1]; }
+    double worst() const { return count < size ? limit : cost[size - 1]; }
 
     void insert(double value, int64_t from, int64_t k) {
         int64_t at = count < size ? count++ : size - 1;
@@ -122,10 +123,9 @@ CODEWORD_INLINE bool same_rest(const int32_t* a, const int32_t* b, int64_t count
     return true;
 }
 
-// One row at position m; states -> how many there are now.
-CODEWORD_INLINE int64_t step(const AdditiveSearch& s, const Scratch& w, const float* term, const float* slice, int32_t* codes, double* costs,
-                             int64_t states, int64_t m, int64_t filled, bool known) {
-    List list{w.cost, w.parent, w.code, s.beam, 0};
+// The children of all states below the list's limit.
+CODEWORD_INLINE void children(const AdditiveSearch& s, const Scratch& w, List& list, const float* term, const float* slice,
+                              const int32_t* codes, const double* costs, int64_t states, int64_t m, int64_t filled, bool known) {
     int64_t width = s.codebooks;
     for (int64_t h = 0; h < states; ++h) {
         const int32_t* mine = codes + h * width;
@@ -142,6 +142,21 @@ CODEWORD_INLINE int64_t step(const AdditiveSearch& s, const Scratch& w, const fl
         field(s, term, slice, mine, m, filled, w.sums);
         if (known) base -= (double)w.sums[mine[m]];
         offer(list, w.sums, s.width, base, h);
+    }
+}
+
+// One row at position m; states -> how many there are now.
+CODEWORD_INLINE int64_t step(const AdditiveSearch& s, const Scratch& w, const float* term, const float* slice, int32_t* codes, double* costs,
+                             int64_t states, int64_t m, int64_t filled, bool known) {
+    int64_t width = s.codebooks;
+    List list{w.cost, w.parent, w.code, s.beam, 0, INFINITE};
+    // Every state is a child as well, up to rounding, so a full beam bounds what can enter. Where rounding says otherwise: once more.
+    if (known && states == s.beam) list.limit = costs[states - 1] + 1e-6 * __builtin_fabs(costs[states - 1]) + 1e-30;
+    children(s, w, list, term, slice, codes, costs, states, m, filled, known);
+    if (list.count < list.size && list.limit < INFINITE) {
+        list.count = 0;
+        list.limit = INFINITE;
+        children(s, w, list, term, slice, codes, costs, states, m, filled, known);
     }
     if (!list.count) return states;  // nothing but NaN
     memcpy(w.old, codes, states * width * sizeof(int32_t));

@@ -27,13 +27,49 @@ struct Sums {
 
 CODEWORD_INLINE f64v at(const float* from, int64_t i, int g) { return widen(load<f32h>(from + i * LANES + g * F64)); }
 
-// Magnitudes of rows start..stop, columns from..from+n; absent rows are zero, NaN counts as zero, infinity as the largest float32.
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+
+// Four rows of four columns become four columns of four rows, or the other way round.
+CODEWORD_INLINE void transpose(f4& a, f4& b, f4& c, f4& d) {
+    f4 p = __builtin_shufflevector(a, b, 0, 4, 1, 5), q = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    f4 r = __builtin_shufflevector(a, b, 2, 6, 3, 7), s = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    a = __builtin_shufflevector(p, q, 0, 1, 4, 5);
+    b = __builtin_shufflevector(p, q, 2, 3, 6, 7);
+    c = __builtin_shufflevector(r, s, 0, 1, 4, 5);
+    d = __builtin_shufflevector(r, s, 2, 3, 6, 7);
+}
+
+// |v|; NaN counts as zero, infinity as the largest float32.
+CODEWORD_INLINE f4 magnitude(f4 v) {
+    const f4 top = {LARGEST, LARGEST, LARGEST, LARGEST};
+    v = (f4)((i4)v & 0x7fffffff);
+    v = v > top ? top : v;
+    return v == v ? v : f4{};
+}
+
+// Four columns from `i` of four rows; the last ones may be fewer.
+CODEWORD_INLINE f4 piece(const float* row, int64_t i, int64_t n) {
+    if (n - i >= 4) return load<f4>(row + i);
+    f4 v{};
+    for (int64_t k = 0; k < n - i; ++k) v[k] = row[i + k];
+    return v;
+}
+
+// Magnitudes of `count` rows from `start`, columns from `from`; lanes without a row repeat the last one.
 CODEWORD_INLINE void gather(const AdjustTask& t, int64_t start, int64_t count, int64_t from, const Tile& tile) {
-    for (int64_t r = 0; r < LANES; ++r) {
-        const float* row = t.rows + (start + r) * t.width + from;
-        for (int64_t i = 0; i < tile.n; ++i) {
-            float v = r < count ? fabsf(row[i]) : 0.0f;
-            tile.a[i * LANES + r] = v >= 0 ? (v < LARGEST ? v : LARGEST) : 0.0f;
+    for (int64_t r = 0; r < LANES; r += 4) {
+        const float* rows[4];
+        for (int k = 0; k < 4; ++k) rows[k] = t.rows + (start + (r + k < count ? r + k : count - 1)) * t.width + from;
+        for (int64_t i = 0; i < tile.n; i += 4) {
+            f4 a = magnitude(piece(rows[0], i, tile.n)), b = magnitude(piece(rows[1], i, tile.n));
+            f4 c = magnitude(piece(rows[2], i, tile.n)), d = magnitude(piece(rows[3], i, tile.n));
+            transpose(a, b, c, d);
+            float* to = tile.a + i * LANES + r;
+            store(to, a);  // the tile has room for columns up to a multiple of four
+            store(to + LANES, b);
+            store(to + 2 * LANES, c);
+            store(to + 3 * LANES, d);
         }
     }
 }
@@ -137,21 +173,33 @@ CODEWORD_INLINE bool sweep(const Tile& tile, double top, Sums& s) {
     return any != 0;
 }
 
+// Cells with the signs of their rows, as codes.
 template <class Code>
 CODEWORD_INLINE void scatter(const AdjustTask& t, int64_t start, int64_t count, int64_t from, int half, const Tile& tile) {
-    for (int64_t r = 0; r < count; ++r) {
-        const float* row = t.rows + (start + r) * t.width + from;
-        Code* out = static_cast<Code*>(t.codes) + (start + r) * t.width + from;
-        for (int64_t i = 0; i < tile.n; ++i) {
-            int cell = (int)tile.u[i * LANES + r];
-            out[i] = (Code)(row[i] > 0 ? half + cell : half - 1 - cell);
+    typedef Code c4 __attribute__((vector_size(4 * sizeof(Code))));
+    for (int64_t r = 0; r < count; r += 4) {
+        for (int64_t i = 0; i < tile.n; i += 4) {
+            const float* cells = tile.u + i * LANES + r;
+            f4 u[4] = {load<f4>(cells), load<f4>(cells + LANES), load<f4>(cells + 2 * LANES), load<f4>(cells + 3 * LANES)};
+            transpose(u[0], u[1], u[2], u[3]);
+            CODEWORD_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                if (r + k >= count) break;
+                const int64_t place = (start + r + k) * t.width + from;
+                i4 positive = piece(t.rows + place, i, tile.n) > f4{}, cell = __builtin_convertvector(u[k], i4);
+                c4 codes = __builtin_convertvector(positive ? half + cell : half - 1 - cell, c4);
+                Code* out = static_cast<Code*>(t.codes) + place + i;
+                if (tile.n - i >= 4) store(out, codes);
+                else
+                    for (int64_t j = 0; j < tile.n - i; ++j) out[j] = codes[j];
+            }
         }
     }
 }
 
 }  // namespace
 
-int64_t adjust_scratch(int64_t longest) { return 2 * longest * LANES; }
+int64_t adjust_scratch(int64_t longest) { return 2 * (longest + 4) * LANES; }
 
 void adjust(const AdjustTask& task, int64_t start, int64_t stop, float* scratch) {
     alignas(64) double norms[LANES], steps[LANES];
@@ -159,7 +207,8 @@ void adjust(const AdjustTask& task, int64_t start, int64_t stop, float* scratch)
         const int64_t count = stop - row < LANES ? stop - row : LANES;
         for (int64_t segment = 0; segment < task.segments; ++segment) {
             const int64_t from = task.starts[segment];
-            const Tile tile{scratch, scratch + LANES * (task.starts[segment + 1] - from), task.starts[segment + 1] - from};
+            const int64_t n = task.starts[segment + 1] - from;
+            const Tile tile{scratch, scratch + LANES * (n + 4), n};
             const int bits = (int)task.bits[segment], half = 1 << (bits - 1);
             gather(task, row, count, from, tile);
             own_steps(tile, bits, norms, steps);

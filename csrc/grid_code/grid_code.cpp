@@ -8,6 +8,8 @@ namespace codeword {
 namespace CODEWORD_TARGET {
 namespace {
 
+typedef int32_t i32h __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many lanes as f64v
+
 // A step of the walk: entry i leaves its cell at t.
 struct Step {
     double t;
@@ -33,17 +35,49 @@ struct Row {
         u = reinterpret_cast<int32_t*>(f + room);
     }
 
-    // Cells before any breakpoint >= t, and the sums there.
+    // Cells before any breakpoint >= t (finite), and the sums there. t a is at most one cell off. Sums are exact in float64 over BLOCK entries.
     void start_at(double t, int64_t& n, int64_t& d) {
+        constexpr int64_t BLOCK = 4096;
+        n = d = 0;
+        for (int64_t base = 0; base < dim; base += BLOCK) {
+            const int64_t end = dim - base < BLOCK ? dim : base + BLOCK;
+            f64v product{}, square{};
+            const f64v at = splat(t), last = splat(cells - 1.0), zero{}, one = splat(1.0), never = splat((double)INFINITY);
+            int64_t i = base;
+            for (; i + F64 <= end; i += F64) {
+                f64v value = __builtin_convertvector(load<i32h>(a + i), f64v), inv = load<f64v>(inverse + i), guess = at * value;
+                f64v cell = __builtin_convertvector(__builtin_convertvector(guess < last ? guess : last, i32h), f64v);
+                cell -= (cell > zero) & ~(cell * inv < at) ? one : zero;
+                cell += (cell < last) & ((cell + one) * inv < at) ? one : zero;
+                store(u + i, __builtin_convertvector(cell, i32h));
+                store(next + i, cell < last ? (cell + one) * inv : never);
+                f64v odd = cell + cell + one;
+                product += odd * value;
+                square += odd * odd;
+            }
+            for (int lane = 0; lane < F64; ++lane) {
+                n += static_cast<int64_t>(product[lane]);
+                d += static_cast<int64_t>(square[lane]);
+            }
+            for (; i < end; ++i) {
+                double guess = t * a[i];
+                int32_t cell = guess < cells - 1 ? static_cast<int32_t>(guess) : cells - 1;
+                if (cell > 0 && !(cell * inverse[i] < t)) --cell;
+                if (cell < cells - 1 && (cell + 1) * inverse[i] < t) ++cell;
+                u[i] = cell;
+                next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
+                int64_t odd = 2 * cell + 1;
+                n += odd * a[i];
+                d += odd * odd;
+            }
+        }
+    }
+
+    // The code after the last step: all entries but zeros in the last cell.
+    void end(int64_t& n, int64_t& d) {
         n = d = 0;
         for (int64_t i = 0; i < dim; ++i) {
-            double guess = t * a[i];
-            int32_t cell = guess < cells ? static_cast<int32_t>(guess) : cells - 1;
-            while (cell > 0 && !(cell * inverse[i] < t)) --cell;
-            while (cell < cells - 1 && (cell + 1) * inverse[i] < t) ++cell;
-            u[i] = cell;
-            next[i] = cell < cells - 1 ? (cell + 1) * inverse[i] : INFINITY;
-            int64_t odd = 2 * cell + 1;
+            int64_t odd = a[i] ? 2 * cells - 1 : 1;
             n += odd * a[i];
             d += odd * odd;
         }
@@ -139,9 +173,52 @@ double beyond(const int32_t* a, int64_t dim, double edge) {
     return sum;
 }
 
+// Whether a code met in [from, to] can have a residual within the limit.
+bool near(const Row& row, int64_t dim, double from, double to, float top, double limit) {
+    const float bound = static_cast<float>(limit * to * to * 1.000001);  // larger in float32 too
+    return part_bound(row.f, dim, static_cast<float>(from), static_cast<float>(to), top, bound) <= bound;
+}
+
+// The steps up to `to`, from where row, n and d stand; the first code of the best score so far into out.
+void walk(Row& row, double to, int64_t& n, int64_t& d, double& found, uint8_t* out) {
+    const int64_t count = row.steps_before(to);
+    double here = score(n, d);
+    int64_t steps = 0;
+    bool better = here > found;
+    if (better) found = here;
+    for (int64_t s = 0; s < count; ++s) {
+        const int32_t i = row.steps[s].i;
+        n += 2 * static_cast<int64_t>(row.a[i]);
+        d += 8 * (static_cast<int64_t>(row.u[i]) + 1);
+        here = score(n, d);
+        if (here > found) {
+            found = here;
+            steps = s + 1;
+            better = true;
+        }
+    }
+    if (better) {
+        for (int64_t i = 0; i < row.dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+        for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
+    }
+    row.take(count);
+}
+
+constexpr int PIECES = 4;
+
 }  // namespace
 
-void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch) {
+double grid_score(const int32_t* a, int64_t dim, int half, const uint16_t* codes) {
+    int64_t n = 0, d = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        int64_t cell = codes[i] >= half ? codes[i] - half : half - 1 - codes[i], odd = 2 * cell + 1;
+        n += odd * a[i];
+        d += odd * odd;
+    }
+    return score(n, d);
+}
+
+void grid_code(const int32_t* a, int64_t dim, int cells, double good, uint8_t* out, void* scratch) {
     Row row(a, dim, cells, scratch);
     int32_t largest = 0, smallest = INT32_MAX;
     double square = 0;
@@ -155,14 +232,17 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
     for (int64_t i = 0; i < dim; ++i) out[i] = 0;
     if (largest == 0) return;
 
-    // A first good score: Lloyd steps between code and scale, from the step that suits a Gaussian.
+    // A first good score, unless one is given: Lloyd steps between code and scale, from the step that suits a Gaussian.
     int64_t n, d;
-    row.start_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
-    double best = score(n, d);
-    for (int i = 0; i < 4; ++i) {
-        row.start_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
-        double next = score(n, d);
-        if (next > best) best = next;
+    double best = good;
+    if (!(best > 0)) {
+        row.start_at(cells / (2.8 * sqrt(square / static_cast<double>(dim))), n, d);
+        best = score(n, d);
+        for (int i = 0; i < 4; ++i) {
+            row.start_at(static_cast<double>(d) / (2.0 * static_cast<double>(n)), n, d);
+            double next = score(n, d);
+            if (next > best) best = next;
+        }
     }
     // The best code x is the one nearest to a t at its own scale t = |x|^2 / <x, a>, so it is met in a part of the walk where
     // |a - x / t|^2 can be as small as its residual |a|^2 - score. The other parts are skipped; the slack covers rounding in the bounds.
@@ -176,39 +256,26 @@ void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scr
         const bool saturating = from * largest >= cells;
         to = from + (saturating ? from / (2 * cells) : 0.5 / largest);
         if (saturating && beyond(a, dim, (cells - 0.5) / from) > limit) return;
-        const float t1 = static_cast<float>(from), t2 = static_cast<float>(to);
-        const float bound = static_cast<float>(limit * to * to * 1.000001);  // larger in float32 too
-        if (part_bound(row.f, dim, t1, t2, top, bound) > bound) {
+        if (!near(row, dim, from, to, top, limit)) {
             open = false;
             continue;
         }
-        if (!open) row.start_at(from, n, d);
-        const int64_t count = row.steps_before(to);
-        double here = score(n, d);
-        int64_t steps = 0;
-        bool better = here > found;
-        if (better) found = here;
-        for (int64_t s = 0; s < count; ++s) {
-            const int32_t i = row.steps[s].i;
-            n += 2 * static_cast<int64_t>(a[i]);
-            d += 8 * (static_cast<int64_t>(row.u[i]) + 1);
-            here = score(n, d);
-            if (here > found) {
-                found = here;
-                steps = s + 1;
-                better = true;
-            }
+        // What is left is cut once more: shorter parts have larger bounds and fewer steps.
+        double start = from;
+        for (int piece = 1; piece <= PIECES; ++piece) {
+            const double stop = piece == PIECES ? to : from + (to - from) * (static_cast<double>(piece) / PIECES);
+            if (near(row, dim, start, stop, top, limit)) {
+                if (!open) row.start_at(start, n, d);
+                walk(row, stop, n, d, found, out);
+                open = true;
+            } else
+                open = false;
+            start = stop;
         }
-        if (better) {
-            for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
-            for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
-        }
-        row.take(count);
-        open = true;
     }
-    row.start_at(INFINITY, n, d);  // the last code is nearest only to points beyond the walk
+    row.end(n, d);  // the last code is nearest only to points beyond the walk
     if (score(n, d) > found)
-        for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+        for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(a[i] ? cells - 1 : 0);
 }
 
 }  // namespace CODEWORD_TARGET

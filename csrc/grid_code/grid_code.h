@@ -12,5 +12,7 @@ inline constexpr size_t grid_code_scratch(size_t dim) { return (dim + 16) * (2 *
 
 }  // namespace codeword
 
-// One row a (dim), 0..2^30, into out (dim), cells 0..K-1, K = cells in 2..256; scratch: grid_code_scratch(dim) bytes, aligned to 16.
-CODEWORD_EACH_TARGET(void grid_code(const int32_t* a, int64_t dim, int cells, uint8_t* out, void* scratch);)
+// grid_code: one row a (dim), 0..2^30, into out (dim), cells 0..K-1, K = cells in 2..256; good: the score of any code of it, or 0, which
+// only saves time; scratch: grid_code_scratch(dim) bytes, aligned to 16. grid_score: of codes 0..2 half - 1 from adjust.
+CODEWORD_EACH_TARGET(double grid_score(const int32_t* a, int64_t dim, int half, const uint16_t* codes);
+                     void grid_code(const int32_t* a, int64_t dim, int cells, double good, uint8_t* out, void* scratch);)

@@ -116,15 +116,66 @@ CODEWORD_INLINE void plain_sums(const Code* codes, int64_t books, int64_t stride
         for (int j = 0; j < BLOCK; ++j) sums[j] = static_cast<uint16_t>(sums[j] + bytes[codes[j] < last ? codes[j] : last]);
 }
 
-CODEWORD_INLINE void plain_nibble_sums(const uint8_t* codes, int64_t books, const uint8_t* bytes, uint16_t* sums) {
-    for (int64_t m = 0; m < (books + 3) / 4 * 4; ++m, bytes += 16) {
-        const uint8_t* at = codes + m / 4 * 64 + m % 4;
-        for (int j = 0; j < 16; ++j) {
-            sums[j] = static_cast<uint16_t>(sums[j] + bytes[at[4 * j] & 15]);
-            sums[j + 16] = static_cast<uint16_t>(sums[j + 16] + bytes[at[4 * j] >> 4]);
+#if defined(__AVX2__)
+
+// 16-bit sums of 16 rows, two books in the lanes of a register: even rows (with odd ones above them, modulo 2^16) and odd rows.
+struct Sums16 {
+    __m256i even, odd;
+
+    void add(__m256i entries) {
+        even = _mm256_add_epi16(even, entries);
+        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(entries, 8));
+    }
+
+    void write(uint16_t* sums) const {
+        __m256i clean = _mm256_sub_epi16(even, _mm256_slli_epi16(odd, 8));
+        __m128i a = _mm_add_epi16(_mm256_castsi256_si128(clean), _mm256_extracti128_si256(clean, 1));
+        __m128i b = _mm_add_epi16(_mm256_castsi256_si128(odd), _mm256_extracti128_si256(odd, 1));
+        _mm_store_si128(reinterpret_cast<__m128i*>(sums), _mm_unpacklo_epi16(a, b));
+        _mm_store_si128(reinterpret_cast<__m128i*>(sums + 8), _mm_unpackhi_epi16(a, b));
+    }
+};
+
+// The 4 books of a group are sorted into lanes: 16 rows of books 0 and 2, of books 1 and 3; then a byte shuffle looks up 32 codes.
+CODEWORD_INLINE void nibble_sums(const uint8_t* codes, int64_t books, const uint8_t* bytes, uint16_t* sums) {
+    const __m256i sort = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i pair = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), low = _mm256_set1_epi8(15);
+    Sums16 first{_mm256_setzero_si256(), _mm256_setzero_si256()}, second = first;
+    for (int64_t g = 0; g < (books + 3) / 4; ++g, codes += 64, bytes += 64) {
+        const __m256i* at = reinterpret_cast<const __m256i*>(codes);
+        const __m256i* table = reinterpret_cast<const __m256i*>(bytes);
+        __m256i a = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(at), sort), pair);
+        __m256i b = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(at + 1), sort), pair);
+        __m256i even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
+        __m256i t01 = _mm256_loadu_si256(table), t23 = _mm256_loadu_si256(table + 1);
+        __m256i t02 = _mm256_permute2x128_si256(t01, t23, 0x20), t13 = _mm256_permute2x128_si256(t01, t23, 0x31);
+        first.add(_mm256_shuffle_epi8(t02, _mm256_and_si256(even, low)));
+        first.add(_mm256_shuffle_epi8(t13, _mm256_and_si256(odd, low)));
+        second.add(_mm256_shuffle_epi8(t02, _mm256_and_si256(_mm256_srli_epi16(even, 4), low)));
+        second.add(_mm256_shuffle_epi8(t13, _mm256_and_si256(_mm256_srli_epi16(odd, 4), low)));
+    }
+    first.write(sums);
+    second.write(sums + 16);
+}
+
+#else
+
+CODEWORD_INLINE void nibble_sums(const uint8_t* codes, int64_t books, const uint8_t* bytes, uint16_t* sums) {
+    for (int64_t g = 0; g < (books + 3) / 4; ++g, bytes += 64) {
+        for (int j = 0; j < 16; ++j, codes += 4) {
+            int first = 0, second = 0;
+            CODEWORD_UNROLL
+            for (int s = 0; s < 4; ++s) {
+                first += bytes[16 * s + (codes[s] & 15)];
+                second += bytes[16 * s + (codes[s] >> 4)];
+            }
+            sums[j] = static_cast<uint16_t>(sums[j] + first);
+            sums[j + 16] = static_cast<uint16_t>(sums[j + 16] + second);
         }
     }
 }
+
+#endif
 
 #if defined(__AVX512BW__)
 
@@ -145,6 +196,14 @@ CODEWORD_INLINE uint32_t passing(__m512i sums, const float* terms, const Limit& 
 
 CODEWORD_INLINE uint32_t passing(const uint16_t* sums, const float* terms, const Limit& limit) {
     uint32_t mask = 0;
+#if defined(__AVX2__)
+    if (!terms) {
+        const __m256i most = _mm256_set1_epi16(static_cast<int16_t>(limit.sum < 65535 ? limit.sum : 65535));
+        const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums)), b = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 16));
+        const __m256i both = _mm256_packs_epi16(_mm256_cmpeq_epi16(_mm256_min_epu16(a, most), a), _mm256_cmpeq_epi16(_mm256_min_epu16(b, most), b));
+        return limit.sum < 0 ? 0 : static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(both, 0xD8)));
+    }
+#endif
     for (int j = 0; j < BLOCK; ++j) {
         bool pass = terms ? limit.step * static_cast<float>(sums[j]) + terms[j] <= limit.value : sums[j] <= limit.sum;
         mask |= static_cast<uint32_t>(pass) << j;
@@ -160,7 +219,7 @@ void plain_looks(const LutBlocks& blocks, const uint8_t* codes, int64_t count, c
     for (const int64_t last_block = b + count; b < last_block; ++b, codes += code_bytes(blocks), terms = terms ? terms + BLOCK : nullptr) {
         uint16_t* sums = looks.sums[at * TILE + b];
         __builtin_memset(sums, 0, sizeof(uint16_t) * BLOCK);
-        if (blocks.width == 4) plain_nibble_sums(codes, blocks.books, query.bytes, sums);
+        if (blocks.width == 4) nibble_sums(codes, blocks.books, query.bytes, sums);
         else if (blocks.width == 8) plain_sums(codes, blocks.books, 256, 255, query.bytes, sums);
         else plain_sums(reinterpret_cast<const uint16_t*>(codes), blocks.books, blocks.size, last, query.bytes, sums);
 #if defined(__AVX512BW__)
@@ -182,35 +241,58 @@ CODEWORD_INLINE __m512i low_words(__m512i a, __m512i b) {
 
 // 64 bytes: the codes of 4 books for 16 rows in low nibbles, for 16 more in high ones. A register holds the 4 tables; a byte shuffle
 // looks up 64 codes, and the 4 bytes of a row are added by one dot product with ones.
-template <int Q>
-void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery* queries,
-                  const Limit* limits, const float* terms, Looks& looks, int at) {
-    const int64_t groups = (blocks.books + 3) / 4;
-    const __m512i low = _mm512_set1_epi8(15), place = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
-    for (int64_t b = 0; b < count; ++b) {
-        __m512i first[Q], second[Q];
+// B blocks and Q queries at once.
+template <int B, int Q>
+CODEWORD_INLINE void nibble_tile(const uint8_t* codes, int64_t groups, int64_t ahead, const LutQuery* queries, const Limit* limits, const float* terms,
+                                 Looks& looks, int64_t place) {
+    const __m512i low = _mm512_set1_epi8(15), lane = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
+    __m512i first[B][Q], second[B][Q];
+    CODEWORD_UNROLL
+    for (int i = 0; i < B * Q; ++i) first[i / Q][i % Q] = second[i / Q][i % Q] = _mm512_setzero_si512();
+    for (int64_t g = 0; g < groups; ++g) {
+        __m512i a[B], c[B];
         CODEWORD_UNROLL
-        for (int q = 0; q < Q; ++q) first[q] = second[q] = _mm512_setzero_si512();
-        const int64_t ahead = end - codes > AHEAD + 64 * groups ? AHEAD : 0;
-        for (int64_t g = 0; g < groups; ++g, codes += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(codes + ahead), _MM_HINT_T0);
-            __m512i code = _mm512_loadu_si512(codes);
-            __m512i a = _mm512_ternarylogic_epi32(code, low, place, 0xEA);  // (code & low) | place
-            __m512i c = _mm512_ternarylogic_epi32(_mm512_srli_epi16(code, 4), low, place, 0xEA);
-            CODEWORD_UNROLL
-            for (int q = 0; q < Q; ++q) {
-                __m512i table = _mm512_loadu_si512(queries[q].bytes + 64 * g);
-                first[q] = _mm512_dpbusd_epi32(first[q], _mm512_permutexvar_epi8(a, table), ones);
-                second[q] = _mm512_dpbusd_epi32(second[q], _mm512_permutexvar_epi8(c, table), ones);
-            }
+        for (int b = 0; b < B; ++b) {
+            const uint8_t* at = codes + 64 * (groups * b + g);
+            _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+            const __m512i code = _mm512_loadu_si512(at);
+            a[b] = _mm512_ternarylogic_epi32(code, low, lane, 0xEA);  // (code & low) | lane
+            c[b] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(code, 4), low, lane, 0xEA);
         }
         CODEWORD_UNROLL
         for (int q = 0; q < Q; ++q) {
-            const int64_t place_of = (at + q) * TILE + b;
-            __m512i sums = low_words(first[q], second[q]);
-            _mm512_store_si512(looks.sums[place_of], sums);
-            looks.masks[place_of] = passing(sums, terms ? terms + BLOCK * b : nullptr, limits[q]);
+            const __m512i table = _mm512_loadu_si512(queries[q].bytes + 64 * g);
+            CODEWORD_UNROLL
+            for (int b = 0; b < B; ++b) {
+                first[b][q] = _mm512_dpbusd_epi32(first[b][q], _mm512_permutexvar_epi8(a[b], table), ones);
+                second[b][q] = _mm512_dpbusd_epi32(second[b][q], _mm512_permutexvar_epi8(c[b], table), ones);
+            }
         }
+    }
+    CODEWORD_UNROLL
+    for (int b = 0; b < B; ++b) {
+        CODEWORD_UNROLL
+        for (int q = 0; q < Q; ++q) {
+            const __m512i sums = low_words(first[b][q], second[b][q]);
+            _mm512_store_si512(looks.sums[place + q * TILE + b], sums);
+            looks.masks[place + q * TILE + b] = passing(sums, terms ? terms + BLOCK * b : nullptr, limits[q]);
+        }
+    }
+}
+
+template <int Q>
+void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery* queries,
+                  const Limit* limits, const float* terms, Looks& looks, int at) {
+    constexpr int B = 4 / Q;
+    const int64_t groups = (blocks.books + 3) / 4;
+    for (int64_t b = 0; b < count;) {
+        const int64_t ahead = end - codes > AHEAD + 64 * groups * B ? AHEAD : 0, place = at * TILE + b;
+        const float* t = terms ? terms + BLOCK * b : nullptr;
+        const int done = count - b >= B ? B : 1;
+        if (done == B) nibble_tile<B, Q>(codes, groups, ahead, queries, limits, t, looks, place);
+        else nibble_tile<1, Q>(codes, groups, ahead, queries, limits, t, looks, place);
+        b += done;
+        codes += 64 * groups * done;
     }
 }
 

@@ -7,6 +7,7 @@
 // definition, every codeword that still may. README.md has the whole bound.
 #pragma once
 #include "nearest/exact.h"
+#include "nearest/tracked.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -171,7 +172,7 @@ struct BytesScratch {
     uint8_t* rows;      // (words, SETS, 16, 4) their integers + 128
     int8_t* bytes;      // one row of integers
     float* maxima;      // (groups, TILE)
-    float* row;         // (4, TILE) what the bounds need of every row
+    float* row;         // (5, TILE) what the bounds need of every row
     int32_t* hits;      // (groups, 2) groups to be scored and for which rows
     int64_t* skip;      // tiles to leave to the float32 screen
 
@@ -188,7 +189,7 @@ struct BytesScratch {
         maxima = (float*)at;
         at += book.bytes.group_count * TILE * 4;
         row = (float*)at;
-        at += 4 * TILE * 4;
+        at += 5 * TILE * 4;
         hits = (int32_t*)at;
         at += padded(book.bytes.group_count * 8);
         return (int64_t)at - begin;
@@ -249,13 +250,31 @@ __attribute__((noinline)) static void rescore(const NearestBook& book, const flo
     }
 }
 
+// For 16 rows a lower bound of the distance to every group: |x - c|^2 = |a|^2 - 2 s.
+CODEWORD_INLINE void keep_bounds(const BytesBook& b, const float* maxima, __m512 p, __m512 q, __m512 squares, float* bounds, int64_t rows) {
+    __m512i at = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                    _mm512_set1_epi32((int)b.group_count));
+    __mmask16 there = (__mmask16)((1u << rows) - 1);
+    for (int64_t g = 0; g < b.group_count; ++g) {
+        __m512 e = _mm512_fmadd_ps(p, _mm512_set1_ps(b.group_norms[g]),
+                                   _mm512_fmadd_ps(q, _mm512_set1_ps(b.group_residuals[g]), _mm512_set1_ps(b.group_floors[g])));
+        __m512 high = _mm512_add_ps(_mm512_loadu_ps(maxima + g * TILE), e), twice = _mm512_add_ps(high, high);
+        // What float32 loses here is less than this part of either side.
+        __m512 lost = _mm512_mul_ps(_mm512_set1_ps(0x1p-20f), _mm512_add_ps(squares, _mm512_abs_ps(twice)));
+        __m512 square = _mm512_sub_ps(_mm512_sub_ps(squares, twice), lost);
+        __m512 root = _mm512_mul_ps(_mm512_sqrt_ps(_mm512_max_ps(square, _mm512_setzero_ps())), _mm512_set1_ps(DOWN));
+        __mmask16 useful = _mm512_cmp_ps_mask(square, _mm512_set1_ps(1e-36f), _CMP_GT_OQ);
+        _mm512_mask_i32scatter_ps(bounds + g, there, at, _mm512_maskz_mov_ps(useful, root), 4);
+    }
+}
+
 // Rows at..at+count-1, count <= TILE; ahead: rows to be fetched for the next call. False where so many groups would have to be scored that the float32 screen is faster.
 CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& s, const float* x, int64_t* indices, float* distances,
-                                   int64_t at, int64_t count, int64_t ahead) {
+                                   float* bounds, int64_t at, int64_t count, int64_t ahead) {
     const BytesBook& b = book.bytes;
     int64_t d = book.d, words = fours(d);
     float slope = float_slope(d);
-    float *scales = s.row, *norms = s.row + TILE, *first = s.row + 2 * TILE, *second = s.row + 3 * TILE;
+    float *scales = s.row, *norms = s.row + TILE, *first = s.row + 2 * TILE, *second = s.row + 3 * TILE, *squares = s.row + 4 * TILE;
     bool trusted = true;
     for (int64_t r = 0; r < TILE; ++r) {
         Rounded a = {0, 0, 0, 0, 0};
@@ -267,6 +286,7 @@ CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& 
         }
         scales[r] = a.scale;
         norms[r] = a.norm;
+        squares[r] = (float)(a.square * 0.999999);
         float length = a.norm + a.residual;
         first[r] = 1.001f * (a.residual + slope * length);
         second[r] = 1.001f * (length + slope * length);
@@ -328,6 +348,7 @@ CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& 
             budget -= __builtin_popcount(hits);
         }
         if (budget < 0) return false;
+        if (bounds) keep_bounds(b, maxima, p, q, _mm512_loadu_ps(squares + base), bounds + (at + base) * b.group_count, rows);
         for (int64_t r = 0; r < rows; ++r) {
             const float* row = x + (at + base + r) * d;
             for (int64_t i = 0; i < hit_count; ++i)
@@ -335,6 +356,8 @@ CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& 
             settle(book, row, s.exact, norms[base + r], found[r]);
             indices[at + base + r] = found[r].best.index;
             distances[at + base + r] = (float)found[r].best.distance;
+            // Without its own codeword the group of a row may have a larger bound: let it be scored.
+            if (bounds) bounds[(at + base + r) * b.group_count + found[r].best.index / b.codes_per_group] = 0;
         }
     }
     return true;

@@ -3,6 +3,7 @@
 
 #include "nearest/bytes.h"
 #include "nearest/narrow.h"
+#include "nearest/tracked.h"
 
 namespace codeword {
 namespace CODEWORD_TARGET {
@@ -20,6 +21,8 @@ constexpr int ROWS = 4;
 constexpr int64_t WORD = 64 / F32;  // groups whose lanes fit a 64-bit mask
 constexpr float HUGE_SUM = 1e38f;  // below it no partial sum of the screen overflows
 const float INFINITE = __builtin_inff();
+
+constexpr int64_t OPEN = 48;  // tracked rows that are screened together
 
 // Rows that are screened together: they share each pass over the codebook.
 CODEWORD_INLINE int64_t tile_rows(const NearestBook& book) {
@@ -81,7 +84,8 @@ __attribute__((noinline)) static void screen(const float* tile, const float* pan
 }
 
 // All lanes of the maxima that the bound allows to hold the nearest codeword, each standing for a codeword a vector of its group.
-CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, Best& best) {
+CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const float* maxima, int64_t stride, float norm, float* bounds,
+                            Best& best) {
     // |error of a score| <= slope (|x'| C + C^2/2) + floor, C the largest |c'| of the group.
     double unit = (book.d + 8) * 0x1p-24;
     float slope = unit < 0.25 ? (float)(1.01 * unit / (1 - unit)) : INFINITE, floor = (float)((book.d + 8) * 0x1p-148);
@@ -89,6 +93,11 @@ CODEWORD_INLINE void decide(const NearestBook& book, const Scratch& s, const flo
         f32v largest = load<f32v>(book.groups + g);
         f32v sum = largest * (largest * 0.5f + norm);
         store(s.bounds + g, sum < HUGE_SUM ? sum * slope + floor : splat(INFINITE));
+    }
+    if (bounds) {  // |x - c|^2 = |x'|^2 - 2 s
+        double square = 0.999999 * norm * norm;
+        for (int64_t g = 0; g < book.group_count; ++g)
+            bounds[g] = bound_of(square - 2.000002 * ((double)highest(load<f32v>(maxima + g * stride)) + s.bounds[g]));
     }
     f32v sure = splat(-INFINITE);
     for (int64_t g = 0; g < book.group_count; ++g) sure = max(load<f32v>(maxima + g * stride) - s.bounds[g], sure);
@@ -205,7 +214,7 @@ void nearest_prepare(const float* codebook, const float* center, float* panels, 
 }
 
 CODEWORD_INLINE void rows_by_floats(const NearestBook& book, const Scratch& s, const float* x, int64_t* indices, float* distances,
-                                    int64_t start, int64_t stop) {
+                                    float* bounds, int64_t start, int64_t stop) {
     int64_t d = book.d, tile = tile_rows(book), stride = tile * F32;
     for (int64_t j = d; j < ((d + 7) & ~int64_t{7}); ++j) s.exact[j] = 0;
     for (int64_t at = start; at < stop; at += tile) {
@@ -225,12 +234,16 @@ CODEWORD_INLINE void rows_by_floats(const NearestBook& book, const Scratch& s, c
             for (; j + F64 <= d; j += F64) store(s.exact + j, widen(load<f32h>(row + j)));
             for (; j < d; ++j) s.exact[j] = row[j];
             Best best = {__builtin_inf(), INT64_MAX};
+            float* mine = bounds ? bounds + (at + r) * book.group_count : nullptr;
+            if (mine) memset(mine, 0, book.group_count * sizeof(float));
             if (!(book.screen && s.norms[r] < INFINITE) && !all_finite(row, d)) best = {__builtin_nan(""), 0};
-            else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], best);
+            else if (book.screen && s.norms[r] < INFINITE) decide(book, s, s.maxima + r * F32, stride, s.norms[r], mine, best);
             else
                 for (int64_t code = 0; code < book.k; ++code) consider(book, s.exact, code, best);
             indices[at + r] = best.index;
             distances[at + r] = (float)best.distance;
+            // Without its own codeword the group of a row may have a larger bound: let it be scored.
+            if (mine) mine[best.index / (book.panels_per_group * PANEL)] = 0;
         }
     }
 }
@@ -243,7 +256,7 @@ void nearest_group_bytes(const NearestBook& book) {
 #endif
 }
 
-void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
+void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, float* bounds, void* scratch,
                   int64_t start, int64_t stop) {
     Scratch floats;
     floats.layout(book, (char*)scratch);
@@ -252,16 +265,56 @@ void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, flo
         BytesScratch s;
         s.layout(book, (char*)scratch + float_scratch(book));
         for (int64_t at = start; at < stop; at += TILE) {
-            int64_t count = stop - at < TILE ? stop - at : TILE;
-            int64_t ahead = stop - at - count < TILE ? stop - at - count : TILE;
-            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, at, count, ahead)) continue;
+            int64_t count = stop - at < TILE ? stop - at : TILE, ahead = stop - at - count < TILE ? stop - at - count : TILE;
+            if (*s.skip == 0 && tile_by_bytes(book, s, x, indices, distances, bounds, at, count, ahead)) continue;
             *s.skip = *s.skip ? *s.skip - 1 : BYTES_SKIP;
-            rows_by_floats(book, floats, x, indices, distances, at, at + count);
+            rows_by_floats(book, floats, x, indices, distances, nullptr, at, at + count);
+            // Other groups: nothing is known of these.
+            if (bounds) memset(bounds + at * book.bytes.group_count, 0, count * book.bytes.group_count * sizeof(float));
         }
         return;
     }
 #endif
-    rows_by_floats(book, floats, x, indices, distances, start, stop);
+    rows_by_floats(book, floats, x, indices, distances, bounds, start, stop);
+}
+
+int64_t nearest_group(const NearestBook& book) {
+    return book.bytes.group_count ? book.bytes.codes_per_group : book.panels_per_group * PANEL;
+}
+
+int64_t nearest_track_scratch(const NearestBook& book) {
+    int64_t groups = book.bytes.group_count ? book.bytes.group_count : book.group_count;
+    return round_up(nearest_scratch(book)) + round_up((book.d + 7) * 8) + round_up(groups * sizeof(Scored)) + 3 * round_up(OPEN * 8) +
+           round_up(OPEN * book.d * 4) + round_up(OPEN * groups * 4);
+}
+
+void nearest_track(const NearestBook& book, const Moves& moves, const float* x, int64_t* indices, float* distances, float* bounds,
+                   void* scratch, int64_t start, int64_t stop) {
+    int64_t d = book.d, groups = moves.group_count, open = 0;
+    char* at = (char*)scratch + round_up(nearest_scratch(book));
+    Tracked s;
+    s.exact = (double*)at;
+    at += round_up((d + 7) * 8);
+    s.scored = (Scored*)at;
+    at += round_up(groups * sizeof(Scored));
+    int64_t *rows = (int64_t*)at, *codes = (int64_t*)(at + round_up(OPEN * 8));
+    float* squares = (float*)(at + 2 * round_up(OPEN * 8));
+    at += 3 * round_up(OPEN * 8);
+    float *values = (float*)at, *fresh = (float*)(at + round_up(OPEN * d * 4));
+    for (int64_t row = start; row < stop; ++row) {
+        if (!track_row(book, moves, s, x + row * d, indices + row, distances + row, bounds + row * groups)) {
+            memcpy(values + open * d, x + row * d, d * sizeof(float));
+            rows[open++] = row;
+        }
+        if (open < OPEN && row + 1 < stop) continue;
+        nearest_rows(book, values, codes, squares, fresh, scratch, 0, open);
+        for (int64_t i = 0; i < open; ++i) {
+            indices[rows[i]] = codes[i];
+            distances[rows[i]] = squares[i];
+            memcpy(bounds + rows[i] * groups, fresh + i * groups, groups * sizeof(float));
+        }
+        open = 0;
+    }
 }
 
 bool nearest_narrow(int64_t k, int64_t d) { return 1 <= d && d <= NARROW && k <= NARROW_WORK / (d + 4); }

@@ -35,6 +35,13 @@ struct NearestBook {
     BytesBook bytes;
 };
 
+// How far groups of consecutive codewords moved since the bounds of tracked rows (tracked.h) were right.
+struct Moves {
+    const float* shifts;       // (groups,) the largest move in each
+    int64_t codes_per_group, group_count;
+    int64_t most;              // groups scored one by one, at most; beyond it all codewords are screened
+};
+
 }  // namespace codeword
 
 CODEWORD_EACH_TARGET(
@@ -50,9 +57,15 @@ CODEWORD_EACH_TARGET(
     void nearest_group_bytes(const NearestBook& book);
     // Bytes of scratch memory, zeroed, aligned to 64, that the calls of nearest_rows on one thread need.
     int64_t nearest_scratch(const NearestBook& book);
-    // Rows start..stop-1 of x (n, d).
-    void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, void* scratch,
+    // Rows start..stop-1 of x (n, d). bounds: null, or (n, groups) for the bounds that tracked rows need.
+    void nearest_rows(const NearestBook& book, const float* x, int64_t* indices, float* distances, float* bounds, void* scratch,
                       int64_t start, int64_t stop);
+    // Codewords a group of these bounds.
+    int64_t nearest_group(const NearestBook& book);
+    // The same, from the indices and bounds of the rows before the codebook moved, which become those of now.
+    int64_t nearest_track_scratch(const NearestBook& book);
+    void nearest_track(const NearestBook& book, const Moves& moves, const float* x, int64_t* indices, float* distances, float* bounds,
+                       void* scratch, int64_t start, int64_t stop);
     // Whether nearest_narrow_rows is the faster way.
     bool nearest_narrow(int64_t k, int64_t d);
     // The codebook turned to (d, width), width >= k a multiple of 16, padded with infinity.

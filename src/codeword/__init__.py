@@ -14,13 +14,9 @@ _NAMES = {
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "OPQ": "quantizers.opq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
-    "RaBitQ": "quantizers.rabitq", "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar",
-    "SAQ": "quantizers.saq", "CAQ": "quantizers.caq",
-    "RaBitQ": "quantizers.rabitq", "SAQ": "quantizers.saq",
-    "RaBitQ": "quantizers.rabitq",
-    "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
-    "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
-    "ECSQ": "quantizers.ecsq",
+    "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
+    "SAQ": "quantizers.saq", "CAQ": "quantizers.caq", "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
+    "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
     "Index": "search.index", "load": "io.objects",
 }
 

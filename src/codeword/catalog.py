@@ -85,6 +85,7 @@ QUANTIZERS: tuple[Entry, ...] = (
     Entry("saq", "saq:SAQ", "PCA, bits by dynamic programming, codes by coordinate sweeps; unbiased estimates (Li et al. 2026)",
           example="saq:total_bits=6,granularity=4"),
     Entry("ecsq", "ecsq:ECSQ", "Entropy-coded scalar quantization: one step for all, a frozen table a dimension (Gish, Pierce 1968)"),
+    Entry("e8", "e8:E8", "Points of the E8 lattice, 2 to 4 bits a dimension (Tseng et al. 2024)", example="e8:level_bits=3"),
     Entry("rotated", "rotated:Rotated", "Seeded random rotation around any quantizer", combinator=True,
           example="rotated(pq:num_codebooks=3,codebook_size=4,iterations=3)", example_dim=9),
     Entry("gain_shape", "gain_shape:GainShape", "Length and direction coded apart, around any quantizer (Sabin, Gray 1984)",

@@ -89,6 +89,8 @@ class Quantizer(nn.Module):
     """Arguments added after files of this class existed, each with the value that means what there was before."""
     takes_metric: bool = False
     """True where ``encode(metric=)`` minimises the quadratic form instead of the plain L2 error."""
+    weighs_rows: bool = False
+    """True where the weight of an error depends on the vector itself, also where ``given`` was taken off: see ``_encode_relative``."""
     commitment: float = 0.25
     """beta of the commitment loss in ``forward``: how strongly an encoder is held to the codewords."""
     fit_values: int = 1 << 27
@@ -118,11 +120,12 @@ class Quantizer(nn.Module):
         for block in arrays.float_blocks(x, self.dim):
             arrays.check_finite(block, f"{self.name}.fit")
         row_weights = None if weights is None else arrays.check_weights(weights, tuple(x.shape[:-1]), f"{self.name}.fit")
-        usable = np.arange(n) if row_weights is None else np.flatnonzero(row_weights.cpu().numpy() > 0)
-        keep = arrays.sample_indices(len(usable), max(1, self.fit_values // self.dim), seed=getattr(self, "seed", 0))
-        chosen = usable if keep is None else usable[keep]
-        rows = arrays.take_rows(x, self.dim, None if len(chosen) == n else chosen).to(self.device)
-        if row_weights is not None:
+        usable = None if row_weights is None else np.flatnonzero(row_weights.cpu().numpy() > 0)
+        count = n if usable is None else len(usable)
+        keep = arrays.sample_indices(count, max(1, self.fit_values // self.dim), seed=getattr(self, "seed", 0))
+        chosen = usable if keep is None else keep if usable is None else usable[keep]
+        rows = arrays.take_rows(x, self.dim, None if chosen is None or len(chosen) == n else chosen).to(self.device)
+        if row_weights is not None and chosen is not None:
             row_weights = row_weights[torch.from_numpy(chosen).to(row_weights.device)].to(self.device)
         self.report = Report() if keep is None else Report(fit_rows=len(rows))
         self.fitted = not self.learns
@@ -142,25 +145,30 @@ class Quantizer(nn.Module):
         self._require_fitted("encode")
         arrays.check_rows(x, self.dim, f"{self.name}.encode")
         form = self._check_metric(metric)
-        indices, side = [], []
+        lead = tuple(x.shape[:-1])
+        n, start = math.prod(lead), 0
+        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        indices = torch.empty(n, len(self.levels), dtype=self.index_dtype, device=device)
+        side = torch.empty(n, self.side_count, dtype=self.side_dtype, device=device)
+        whole = arrays.float_blocks(x, self.dim) if given is not None and self.weighs_rows else None
         for block in arrays.float_blocks(x, self.dim, minus=given):
             arrays.check_finite(block, f"{self.name}.encode")
             with torch.autocast(self.device.type, enabled=False):
-                index, extra = self._encode(block.to(self.device), form)
-            indices.append(index.to(self.index_dtype))
-            side.append(extra)
-        lead = tuple(x.shape[:-1])
-        codes = Codes(
-            torch.cat(indices).reshape(*lead, len(self.levels)),
-            torch.cat(side).to(self.side_dtype).reshape(*lead, self.side_count) if self.side_count else None,
-        )
+                own = block.to(self.device)
+                index, extra = self._encode(own, form) if whole is None else self._encode_relative(own, next(whole).to(self.device), form)
+            part = slice(start, start + len(block))
+            indices[part] = index.to(self.index_dtype).to(device)
+            if extra is not None:
+                side[part] = extra.to(self.side_dtype).to(device)
+            start += len(block)
+        codes = Codes(indices.reshape(*lead, len(self.levels)), side.reshape(*lead, self.side_count) if self.side_count else None)
         return arrays.like_codes(codes, x)
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, given: Array | None = None) -> Array:
         """The least-squares values (..., dim), float32, of ``codes``; ``given`` is added back. Masked rows are zero."""
         self._require_fitted("decode")
-        indices, side, lengths = self._check_codes(codes)
+        indices, side, lengths = self._check_codes(codes, wide=False)
         lead = indices.shape[:-1]
         rows = indices.reshape(-1, len(self.levels))
         flat = side.reshape(-1, self.side_count) if side is not None else None
@@ -170,7 +178,7 @@ class Quantizer(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(rows), step):
                 part = slice(start, start + step)
-                out[part] = self._decode_some(rows[part], flat[part] if flat is not None else None,
+                out[part] = self._decode_some(rows[part].to(torch.int64), flat[part] if flat is not None else None,
                                               count[part] if count is not None else None)
         values = out.reshape(*lead, self.dim)
         if given is not None:
@@ -319,6 +327,10 @@ class Quantizer(nn.Module):
         """float32 (n, dim) -> integer indices (n, positions), side floats (n, side_count) or None."""
         raise NotImplementedError
 
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``_encode`` of rows = vectors - given, for quantizers with ``weighs_rows``."""
+        raise NotImplementedError
+
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         """int64 (n, positions) -> float32 (n, dim)."""
         raise NotImplementedError
@@ -385,10 +397,10 @@ class Quantizer(nn.Module):
             raise ShapeError(f"{self.name}.encode got a metric that is not symmetric; a quadratic form (dim, dim) is needed")
         return (form + form.mT) / 2
 
-    def _check_codes(self, codes: Codes) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _check_codes(self, codes: Codes, *, wide: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if not isinstance(codes, Codes):
             raise ShapeError(f"{self.name}.decode got {type(codes).__name__}; the Codes that encode returned are needed")
-        indices = arrays.check_indices(codes.indices, self.levels, self.name).to(self.device)
+        indices = arrays.check_indices(codes.indices, self.levels, self.name, wide=wide).to(self.device)
         side, lengths = codes.side, codes.lengths
         if (side is None) != (self.side_count == 0):
             raise ShapeError(f"codes of {self.name} carry {self.side_count} side floats a vector; got {'none' if side is None else 'some'}")

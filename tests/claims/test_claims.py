@@ -43,7 +43,7 @@ def test_a_changed_rule_voids_old_rows(monkeypatch: pytest.MonkeyPatch):
     rows = run.reproduce("rabitq", data=torch.randn(50, 4))
     assert rows[0]["verdict"] == "holds"
     state = {row["system"]: row for row in run.reached(rows)}
-    assert state["rabitq"]["tier"] == "identity" and state["rabitq"]["status"] == "1 holds" and state["saq"]["status"] == "planned"
+    assert state["rabitq"]["tier"] == "identity" and state["rabitq"]["status"] == "1 holds" and state["jpq"]["status"] == "planned"
     monkeypatch.setattr(run, "load", lambda name: claim(2.0))
     assert {r["system"]: r for r in run.reached(rows)}["rabitq"]["status"] == "not run"
 

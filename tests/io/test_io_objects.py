@@ -377,3 +377,27 @@ def test_codes_that_contradict_their_own_quantizer(name, tmp_path):
     else:
         contents["side"] = ("F32", [13, 1], bytes(52))
     assert code_of(tmp_path / "f", parts.rebuild(contents).seal(), read) == "shape"
+
+
+# ---------------------------------------------------------------------- joined codes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_joined_codes_are_the_file_of_all_rows(name, tmp_path):
+    """Parts that fill whole bytes give, byte for byte, what saving all rows at once gives."""
+    one = io_samples.quantizer(name)
+    codes = [one.encode(torch.from_numpy(io_samples.rows(one.dim, 8 + 8 * i + 3 * (i == 2)))) for i in range(3)]
+    parts = [objects.codes_to_parts(part, one) for part in codes]
+    objects.join_codes(tmp_path / "joined.cw", [lambda part=part: part for part in parts], one)
+    whole = Codes(*(None if column[0] is None else torch.cat(column) for column in zip(*codes, strict=True)))
+    objects.save_codes(tmp_path / "whole.cw", whole, one)
+    assert (tmp_path / "joined.cw").read_bytes() == (tmp_path / "whole.cw").read_bytes()
+
+
+def test_parts_that_do_not_follow_are_refused(tmp_path):
+    one, other = io_samples.quantizer("pq"), io_samples.quantizer("vq")
+    parts = [objects.codes_to_parts(q.encode(io_samples.rows(q.dim, n)), q) for q, n in ((one, 8), (other, 8))]
+    for given in ([], parts, parts[1:]):
+        with pytest.raises(CodewordError):
+            objects.join_codes(tmp_path / "joined.cw", [lambda part=part: part for part in given], one)
+    assert not (tmp_path / "joined.cw").exists()

@@ -124,7 +124,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @native
-@pytest.mark.parametrize(("books", "size", "dim"), [(1, 1, 1), (3, 7, 5), (7, 16, 4), (2, 63, 100), (5, 256, 3), (1, 257, 33), (4, 1000, 2)])
+@pytest.mark.parametrize(("books", "size", "dim"), [(1, 1, 1), (3, 7, 5), (7, 16, 4), (2, 63, 100), (5, 256, 3), (1, 257, 33)])
 def test_tables_equal_their_definition(books: int, size: int, dim: int) -> None:
     g = torch.Generator().manual_seed(books + size)
     codebooks = torch.randn(books, dim, size, generator=g)

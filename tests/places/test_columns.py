@@ -112,7 +112,7 @@ def test_feedback_beats_rounding_on_a_real_layer(layer):
 
 
 REAL = {"vq:codebook_size=64,iterations=6": 4, "pq:num_codebooks=4,codebook_size=16,iterations=6": 8, "rabitq:code_bits=2": 64,
-        "pvq:bits=2": 16, "projected(fsq:bits=2)": 8, "simvq:codebook_size=64,steps=60": 4}
+        "pvq:bits=2": 16, "e8:bits=2": 8, "projected(fsq:bits=2)": 8, "simvq:codebook_size=64,steps=60": 4}
 
 
 @pytest.mark.parametrize("spec", REAL)

@@ -8,7 +8,7 @@ import torch
 
 from codeword import LVQ, ScalarQuantizer, catalog
 from codeword.errors import CodewordError, FormatError, Unsupported
-from codeword.parts import random
+from codeword.parts import random, scan
 from codeword.parts.lloyd import lloyd_levels, uniform_levels
 
 
@@ -160,6 +160,43 @@ def test_lvq_codes_do_not_depend_on_the_scale_of_the_data(power: int) -> None:
     scaled = x * np.float32(2.0**power)
     a, b = LVQ(dim=16).fit(x), LVQ(dim=16).fit(scaled)
     assert (a.encode(x).indices == b.encode(scaled).indices).all() and (a.encode(x).side == b.encode(scaled).side).all()
+
+
+@pytest.mark.parametrize(("bits", "rest"), [(1, 0), (4, 0), (3, 2), (8, 0), (8, 8)])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("dim", [1, 7, 24])
+def test_lvq_scan_is_the_distance_to_what_is_decoded(bits: int, rest: int, metric: str, dim: int) -> None:
+    x, q = normal(100, dim) + 1, torch.from_numpy(normal(9, dim, seed=2))
+    lvq = LVQ(dim=dim, level_bits=bits, residual_bits=rest).fit(x)
+    codes, given = lvq.encode(torch.from_numpy(x)), torch.from_numpy(normal(100, dim, seed=3))
+    packed = lvq.pack(codes, given)
+    lvq.check(packed)
+    query = lvq.prepare(q, metric)
+    values = torch.as_tensor(lvq.decode(codes, given=given)).double()
+    found = lvq.scan(packed, query, 0, 100)[0].double()
+    if metric == "l2":
+        found = found + (q.double().unsqueeze(1) - given.double()).square().sum(2)
+        want = (q.double().unsqueeze(1) - values).square().sum(2)
+    else:
+        found, want = found - q.double() @ given.double().mT, -(q.double() @ values.mT)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    again = lvq.unpack(packed, torch.arange(100))
+    assert torch.equal(again.indices, codes.indices) and torch.equal(again.side, codes.side)
+    spans, coarse = torch.tensor([[[0, 64], [64, 100]]]).expand(9, 2, 2).contiguous(), torch.randn(9, 2)
+    some = torch.rand(packed.rows) < 0.7
+    a = lvq.search_spans(packed, query, spans, coarse, 12, some, 1)
+    b = scan.top_k_spans(lvq, packed, query, spans, coarse, 12, some)
+    assert torch.equal(a[1], b[1]) and torch.equal(a[0], b[0])
+    alone = lvq.search_spans(packed, query.select(4), spans[4:5], coarse[4:5], 12, some, 1)
+    assert torch.equal(alone[0][0], a[0][4]) and torch.equal(alone[1][0], a[1][4])
+
+
+def test_lvq_scan_keeps_the_lower_row_of_equal_ones() -> None:
+    x = np.repeat(normal(3, 8), 40, axis=0)
+    lvq = LVQ(dim=8).fit(x)
+    packed = lvq.pack(lvq.encode(torch.from_numpy(x)))
+    found = lvq.search_spans(packed, lvq.prepare(torch.from_numpy(x[:1]), "l2"), torch.tensor([[[0, 120]]]), torch.zeros(1, 1), 5, None, 1)
+    assert found[1].tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_lvq_dial() -> None:

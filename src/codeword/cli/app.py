@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from codeword.cli import about, compare, demo, files, index, quantize
+from codeword.cli import about, compare, demo, files, index, interchange, quantize
 from codeword.errors import CodewordError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 compare.register(app)
 quantize.register(app)
 index.register(app)
+interchange.register(app)
 files.register(app)
 about.register(app)
 demo.register(app)

@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,7 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
         _check_new(out, overwrite)
     made = objects.load(quantizer)
     data = vectors(source, made.dim)
-    step = max(1, UNIT_BYTES // (4 * made.dim))
+    step = max(8, UNIT_BYTES // (4 * made.dim) // 8 * 8)  # bit strings of units end at whole bytes, and are joined as they are
     units = [f"{start}-{min(len(data), start + step)}" for start in range(0, len(data), step)]
     if dry_run:
         return _dry_run(made, data, len(units), step, as_json)
@@ -84,13 +85,12 @@ def encode(quantizer: QuantizerFile, source: VectorsArgument, out: Output,
         if ran.interrupted:
             note(f"{ran.before + ran.now} of {ran.total} parts are done; the same command with --resume continues")
             raise KeyboardInterrupt
-        parts, header = objects.codes_to_parts(_joined([objects.codes_from_parts(*job.result(unit), made) for unit in units]), made)
-        tensors.write_tensors(out, parts, header)
+        objects.join_codes(out, [partial(job.result, unit) for unit in units], made)
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     per_vector = out.stat().st_size / len(data)
     summary = {"file": str(out), "rows": len(data), "bytes": out.stat().st_size,
-               "bytes_per_vector": sum(t.numel() * t.element_size() for t in parts.values()) / len(data),
+               "bytes_per_vector": sum(spec.stop - spec.start for spec in tensors.read_header(out).specs.values()) / len(data),
                "fingerprint": made.fingerprint, "parts_resumed": ran.before, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{out} ({size(out.stat().st_size)}, {per_vector:.1f} bytes a vector with its header)",
@@ -130,11 +130,6 @@ def decode(quantizer: QuantizerFile,
 def _check_new(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise CodewordError(f"{out} exists; name a new file, or replace it with --overwrite")
-
-
-def _joined(parts: list[Any]) -> Any:
-    import torch
-    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
 
 
 def _npy_header(rows: int, dim: int) -> bytes:

@@ -223,7 +223,8 @@ def _header(reader: _Reader, *, trained: bool = True) -> _Header:
 def _index(reader: _Reader, depth: int) -> Found:
     kind = reader.letters()
     if kind not in READ:
-        raise FormatError("kind", f"{reader.what} holds a faiss {kind!r}; {', '.join(dict.fromkeys(NAMES.values()))} are read")
+        raise FormatError("kind", f"{reader.what} has {kind!r} where the letters of a faiss index are expected; "
+                                  f"{', '.join(dict.fromkeys(NAMES.values()))} are read")
     if depth == MAX_NESTING:
         raise FormatError("limit", f"{reader.what} nests more than {MAX_NESTING} indexes")
     if kind == "IxPT":

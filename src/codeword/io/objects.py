@@ -27,7 +27,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,30 @@ def save_codes(path: str | Path, codes: Codes, quantizer: Quantizer, *, durable:
     """Write ``codes`` of ``quantizer`` as one file, atomically. Raises ShapeError where they are not its codes."""
     tensors, header = codes_to_parts(codes, quantizer)
     write_tensors(path, tensors, header, durable=durable)
+
+
+def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str, Tensor], dict[str, Any]]]], quantizer: Quantizer) -> None:
+    """Write codes that come as several ``codes_to_parts`` of rows that follow each other: the file that ``save_codes`` writes of all of
+    them. Bit strings are not unpacked, and one part is in memory at a time; each but the last must fill whole bytes. Entropy coded ones
+    are coded again as one stream, in memory."""
+    if isinstance(quantizer, EntropyCoded):
+        found = [codes_from_parts(*part(), quantizer) for part in parts]
+        joined: Any = Codes(*(None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)))
+        return save_codes(path, joined, quantizer)
+    names: set[tuple[str, ...]] = set()
+    headers = []
+    for part in parts:
+        tensors, header = part()
+        names.add(tuple(tensors))
+        headers.append(header)
+    if len(names) != 1 or any(header | {"shape": []} != headers[0] | {"shape": []} or len(header["shape"]) != 1 for header in headers):
+        raise CodewordError(f"{len(parts)} parts of codes are not rows of one quantizer that follow each other")
+    rows = [header["shape"][0] for header in headers]
+    if headers[0]["fingerprint"] != quantizer.fingerprint or any(n * sum(quantizer.widths) % 8 for n in rows[:-1]):
+        raise CodewordError(f"parts of {rows[:3]} ... rows of {headers[0]['quantizer']!r} cannot be joined: they are another quantizer's, or "
+                            "end within a byte")
+    pieces = {name: [lambda part=part, name=name: part()[0][name] for part in parts] for name in names.pop()}
+    write_tensors(path, pieces, {**headers[0], "shape": [sum(rows)]})
 
 
 def load_codes(path: str | Path, quantizer: Quantizer | None = None, *, limits: Limits = LIMITS) -> Codes:
@@ -247,7 +271,7 @@ def _check_values(quantizer: Quantizer, what: str) -> None:
 
 def codes_to_parts(codes: Codes, quantizer: Quantizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of ``codes``: "indices" (the bit string) or "stream" (entropy coded), "side" and "lengths" where there are any."""
-    indices, side, lengths = quantizer._check_codes(codes)
+    indices, side, lengths = quantizer._check_codes(codes, wide=False)
     shape = list(indices.shape[:-1])
     rows = indices.reshape(-1, len(quantizer.levels)).cpu()
     if isinstance(quantizer, EntropyCoded):

@@ -29,7 +29,7 @@ import mmap as mapping
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,6 +60,16 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 1 << 22
 
 
+Part = Callable[[], "Tensor"]
+
+
+class Pieces(NamedTuple):
+    """A tensor's memory: ``size`` bytes, and what gives them in order."""
+
+    size: int
+    each: Callable[[], Iterator[memoryview]]
+
+
 class Spec(NamedTuple):
     """One tensor of a file; ``start`` and ``stop`` count from the beginning of the file."""
 
@@ -84,21 +94,24 @@ class FileHeader(NamedTuple):
     size: int
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor | np.ndarray], header: dict[str, Any], *, durable: bool = True) -> str:
-    """Write ``tensors`` and the JSON object ``header`` atomically; returns the file's digest. The same arguments give the same bytes.
-    Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where writing fails."""
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor | np.ndarray | Sequence[Part]], header: dict[str, Any], *,
+                  durable: bool = True) -> str:
+    """Write ``tensors`` and the JSON object ``header`` atomically; returns the file's digest. The same arguments give the same bytes. A
+    sequence of functions that give tensors stands for these one below the other; each is called several times, and what it gives is held no longer
+    than it takes to write it. Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where writing fails."""
     head, data, digest = encode_tensors(tensors, header)
     files.write_file(path, _chunks(head, data), durable=durable)
     return digest
 
 
-def encode_tensors(tensors: Mapping[str, Tensor | np.ndarray], header: dict[str, Any]) -> tuple[bytes, list[memoryview], str]:
-    """The bytes of a file: its header, the tensors' memory in order, and the digest."""
+def encode_tensors(tensors: Mapping[str, Tensor | np.ndarray | Sequence[Part]],
+                   header: dict[str, Any]) -> tuple[bytes, list[Pieces], str]:
+    """The bytes of a file: its header, the pieces of each tensor's memory in order, and the digest."""
     if sys.byteorder != "little":
         raise Unsupported("files are written on little-endian machines only")
-    raw = {name: _raw(name, tensors[name]) for name in sorted(tensors)}
+    raw = {name: _pieces(name, tensors[name]) for name in sorted(tensors)}
     shapes = {name: (dtype, shape) for name, (dtype, shape, _) in raw.items()}
-    digests = {name: hashlib.sha256(memory).hexdigest() for name, (_, _, memory) in raw.items()}
+    digests = {name: _sha256(memory) for name, (_, _, memory) in raw.items()}
     record = {"digest": canonical.DIGEST_ZEROS, "header": header, "sha256": digests, "version": VERSION}
     canonical.encode(record)
     head = _header_bytes(record, shapes)
@@ -195,6 +208,26 @@ class MappedTensors(Mapping[str, "Tensor"]):
 # ---------------------------------------------------------------------- writing
 
 
+def _pieces(name: str, given: Tensor | np.ndarray | Sequence[Part]) -> tuple[str, tuple[int, ...], Pieces]:
+    """dtype code, shape and bytes of a tensor, or of several one below the other."""
+    if not isinstance(given, (list, tuple)):
+        code, shape, memory = _raw(name, given)
+        return code, shape, Pieces(len(memory), lambda: iter((memory,)))
+    found = [_raw(name, part())[:2] for part in given]
+    if not found or len({(code, shape[1:]) for code, shape in found}) > 1 or not all(shape for _, shape in found):
+        raise CodewordError(f"tensor {name!r} is given as {len(found)} parts that do not stand below each other: equal dtypes and widths "
+                            "are needed")
+    code, shape = found[0][0], (sum(shape[0] for _, shape in found), *found[0][1][1:])
+    return code, shape, Pieces(ITEMSIZE[code] * math.prod(shape), lambda: (_raw(name, part())[2] for part in given))
+
+
+def _sha256(pieces: Pieces) -> str:
+    digest = hashlib.sha256()
+    for memory in pieces.each():
+        digest.update(memory)
+    return digest.hexdigest()
+
+
 def _raw(name: str, tensor: Tensor | np.ndarray) -> tuple[str, tuple[int, ...], memoryview]:
     """dtype code, shape and bytes in row-major order."""
     import numpy as np
@@ -241,14 +274,14 @@ def _layout(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> Iterator[tuple[st
         yield name, dtype, shape, start, stop
 
 
-def _chunks(head: bytes, data: list[memoryview]) -> Iterator[bytes | memoryview]:
+def _chunks(head: bytes, data: list[Pieces]) -> Iterator[bytes | memoryview]:
     yield head
     stop = 0
-    for memory in data:
+    for pieces in data:
         if -stop % ALIGN:
             yield bytes(-stop % ALIGN)
-        yield memory
-        stop += -stop % ALIGN + len(memory)
+        yield from pieces.each()
+        stop += -stop % ALIGN + pieces.size
 
 
 # ---------------------------------------------------------------------- reading: the header

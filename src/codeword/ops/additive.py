@@ -59,14 +59,15 @@ def additive_search(terms: Tensor, gram: Tensor, start: States, *, filled: int, 
         raise ShapeError(f"additive_search got a start of {tuple(start.codes.shape)} and {tuple(start.costs.shape)}; (n, 1..{beam}, "
                          f"{codebooks}) and its costs are needed")
     if filled not in (codebooks - positions, codebooks) or sweeps < 1:
-        raise ShapeError(f"additive_search got filled={filled} and sweeps={sweeps}; {codebooks - positions} or {codebooks}, and at least 1, "
-                         "are needed")
+        raise ShapeError(f"additive_search got filled={filled} and sweeps={sweeps}; {codebooks - positions} or {codebooks}, "
+                         "and at least 1, are needed")
     return States(*dispatch.run(_additive_search, terms.detach().contiguous(), gram.detach().contiguous(), start.codes, start.costs,
                                 filled, beam, sweeps))
 
 
 @torch.library.custom_op("codeword::additive_search", mutates_args=())
-def _additive_search(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, filled: int, beam: int, sweeps: int) -> tuple[Tensor, Tensor]:
+def _additive_search(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, filled: int, beam: int,
+                     sweeps: int) -> tuple[Tensor, Tensor]:
     if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < gram.shape[2]):
         raise ShapeError(f"additive_search got codes {int(codes.min())}..{int(codes.max())}; 0..{gram.shape[2] - 1} are allowed")
     if dispatch.choice("additive_search", terms.device) == "native":
@@ -99,20 +100,21 @@ def reference(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, filled:
             p, again = step % positions, step >= positions
             m = codebooks - positions + p
             known = again or m < filled
-            others = [l for l in range(codebooks if known else m) if l != m]
+            others = [other for other in range(codebooks if known else m) if other != m]
             state, cost = _step(terms[part, p, :size], gram[p, ..., :size], state, cost, m, others, known, beam)
         out[part], out_costs[part] = state[:, :1].to(out.dtype), torch.inf
         out[part, :state.shape[1]], out_costs[part, :state.shape[1]] = state.to(out.dtype), cost
     return out, out_costs
 
 
-def _step(term: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, m: int, others: list[int], known: bool, beam: int) -> tuple[Tensor, Tensor]:
+def _step(term: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, m: int, others: list[int], known: bool,
+          beam: int) -> tuple[Tensor, Tensor]:
     """term (n, K), gram (M, K, K), codes (n, S, M), costs (n, S) -> the best children."""
     n, states, codebooks = codes.shape
     size = term.shape[1]
     sums = term.unsqueeze(1).expand(n, states, size)
-    for l in others:
-        sums = sums + gram[l][codes[:, :, l]]
+    for other in others:
+        sums = sums + gram[other][codes[:, :, other]]
     base = costs
     if known:
         base = costs - sums.gather(2, codes[:, :, m:m + 1]).squeeze(2).double()

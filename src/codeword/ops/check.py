@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, reference, segment_blocks
+from codeword.ops import additive, adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, reference, segment_blocks
 
 
 def self_check() -> dict[str, bool]:
@@ -35,6 +35,9 @@ def self_check() -> dict[str, bool]:
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
+    terms, gram = torch.randn(65, 3, 16, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)
+    start = additive.empty_states(65, 3)
+
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
         "project": (lambda: functions.project(x, codebook), lambda: reference.project(x, codebook)),
@@ -52,6 +55,8 @@ def self_check() -> dict[str, bool]:
         "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "lut_tables": (lambda: lut_blocks.lut_tables(*slices), lambda: lut_blocks.tables_reference(*slices)),
+        "additive_search": (lambda: additive.additive_search(terms, gram, start, filled=0, beam=5, sweeps=2),
+                            lambda: additive.reference(terms, gram, *start, 0, 5, 2)),
         "segment_sum": (lambda: functions.segment_sum(x, labels, 9), lambda: reference.segment_sum(x, labels, 9)),
     }
     return {op: _same(got(), want()) for op, (got, want) in cases.items() if dispatch.choice(op) == "native"}

@@ -15,7 +15,7 @@ Everything is integers: x in units of 2^-12, clamped to +-16, where a cell is ab
 
     score = <X, c4> - 2^9 |c4|^2     largest at the nearest point, below 2^24 in all its parts: exact in float32, in any order
 
-and the answer, ties to the lowest index, is the same on every machine. Published is only that 29 patterns of norm 12 are taken; which
+and the answer, ties to the lowest index, is the same on every machine. That 29 patterns of norm 12 are taken is the paper's; which
 ones hardly matters (their choice is by symmetry nearly alike), so ours follow the rule above and the numbering is ours too.
 """
 

@@ -48,6 +48,66 @@ def _(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
+class Tracker:
+    """``nearest`` of the same rows against a codebook that moves a little from call to call, as in k-means: the same result, for less
+    where most rows can be shown to keep their codeword (a lower bound of the distance to every group of codewords is kept for each row).
+
+    Rows may come in blocks: ``move(codebook)`` once, then ``nearest(x, start)`` for the block of rows that begins at ``start``."""
+
+    LIMIT = 1 << 28
+    """Bytes that the bounds may take; where they would need more every call starts anew."""
+
+    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
+        self.rows = rows
+        self.native = dispatch.choice("nearest_tracked", device) == "native"
+        self._codebook: Tensor | None = None
+        self._shifts: np.ndarray | None = None
+        self._moves = 0
+        self._seen = torch.full((rows,), -1)  # the move at which the bounds of a row were right
+        self._each = 0
+
+    def move(self, codebook: Tensor) -> None:
+        """The codebook (k, d) of the calls to come."""
+        before, self._codebook = self._codebook, codebook.detach().float().contiguous()
+        self._shifts = None
+        self._moves += 1
+        if not self.native:
+            return
+        if before is None or before.shape != self._codebook.shape:
+            self._start(*self._codebook.shape)
+        elif self._each:
+            shift = torch.linalg.vector_norm(self._codebook.double() - before.double(), dim=1)
+            groups = -(-len(shift) // self._each)
+            shift = torch.nn.functional.pad(shift, (0, groups * self._each - len(shift))).view(groups, self._each).amax(1)
+            self._shifts = (shift * (1 + 1e-6) + 1e-37).float().numpy()
+
+    def _start(self, k: int, d: int) -> None:
+        each = _native().nearest_group(k, d)
+        self._each = each if each and self.rows * -(-k // each) * 4 <= self.LIMIT else 0
+        if self._each:
+            self._bounds = torch.empty(self.rows, -(-k // each))
+            self._indices = torch.empty(self.rows, dtype=torch.int64)
+        self._seen.fill_(-1)
+
+    def nearest(self, x: Tensor, start: int = 0) -> Nearest:
+        assert self._codebook is not None, "move comes first"
+        if not self.native or not self._each:
+            return nearest(x, self._codebook)
+        if x.ndim != 2 or x.shape[1] != self._codebook.shape[1] or start + len(x) > self.rows:
+            raise ShapeError(f"Tracker got x {tuple(x.shape)} at row {start}; (n, {self._codebook.shape[1]}) within {self.rows} rows is needed")
+        x = x.detach().float().contiguous()
+        part = slice(start, start + len(x))
+        shifts = self._shifts if bool((self._seen[part] == self._moves - 1).all()) else None
+        distances = torch.empty(len(x))
+        indices = self._indices[part]
+        if not _native().nearest_tracked(x.numpy(), self._codebook.numpy(), shifts, indices.numpy(), distances.numpy(),
+                                         self._bounds[part].numpy(), dispatch.num_threads()):
+            self._seen[part] = -1
+            return nearest(x, self._codebook)
+        self._seen[part] = self._moves
+        return Nearest(indices.clone(), distances)
+
+
 def project(x: Tensor, matrix: Tensor) -> Tensor:
     """x (n, d) times matrix (m, d) transposed -> float32 (n, m), differentiable. Every product that decides a code goes through
     here: float64 accumulation over d in ascending order, rounded once, so a row's result does not depend on its batch."""
@@ -156,10 +216,7 @@ def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None
 
 @torch.library.custom_op("codeword::segment_sum", mutates_args=())
 def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    if labels.numel():
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low < 0 or high >= segments:
-            raise ShapeError(f"segment_sum got labels {low}..{high}; 0..{segments - 1} are allowed")
+    _check_labels(labels, segments)
     if dispatch.choice("segment_sum", x.device) == "native":
         sums = torch.zeros(segments, x.shape[1], dtype=torch.float64)
         counts = torch.zeros(segments, dtype=torch.float64)
@@ -172,6 +229,36 @@ def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | Non
 @_segment_sum.register_fake
 def _(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(segments, x.shape[1], dtype=torch.float64), x.new_empty(segments, dtype=torch.float64)
+
+
+class SegmentSum:
+    """``segment_sum`` of rows that come in blocks: ``sums`` and ``counts`` are the same bits as those of all rows at once."""
+
+    def __init__(self, segments: int, dim: int, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(segments, dim, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(segments, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Rows x (n, d) with int64 labels (n,) and float32 weights (n,) or None, added in order."""
+        segments, dim = self.sums.shape
+        if x.ndim != 2 or x.shape[1] != dim or labels.shape != (x.shape[0],) or (weights is not None and weights.shape != labels.shape):
+            raise ShapeError(f"SegmentSum got x {tuple(x.shape)}, labels {tuple(labels.shape)} and weights "
+                             f"{None if weights is None else tuple(weights.shape)}; (n, {dim}), (n,) and None or (n,) are needed")
+        x, labels = x.detach().float().contiguous(), labels.to(torch.int64).contiguous()
+        weights = None if weights is None else weights.detach().float().contiguous()
+        _check_labels(labels, segments)
+        if dispatch.choice("segment_sum", x.device) == "native":
+            w = None if weights is None else weights.numpy()
+            _native().segment_sum(x.numpy(), labels.numpy(), w, self.sums.numpy(), self.counts.numpy(), dispatch.num_threads())
+        else:
+            reference.segment_add(self.sums, self.counts, x, labels, weights)
+
+
+def _check_labels(labels: Tensor, segments: int) -> None:
+    if labels.numel():
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= segments:
+            raise ShapeError(f"segment_sum got labels {low}..{high}; 0..{segments - 1} are allowed")
 
 
 def packed_bytes(rows: int, widths: Sequence[int]) -> int:

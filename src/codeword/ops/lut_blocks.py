@@ -76,7 +76,8 @@ def lut_tables(queries: Tensor, codebooks: Tensor, factor: float, first: Tensor 
     """float32 (q, M, K): first[m, k] + factor <q_m, c_mk>, for ``queries`` (q, M, d), ``codebooks`` (M, d, K), coordinates first, and
     ``first`` float64 (M, K) or None. Accumulated over d in float64, in order, and rounded once: the same alone and in any batch."""
     if queries.ndim != 3 or codebooks.ndim != 3 or queries.shape[1:] != codebooks.shape[:2]:
-        raise ShapeError(f"lut_tables got queries {tuple(queries.shape)} and codebooks {tuple(codebooks.shape)}; (q, M, d) and (M, d, K) are needed")
+        raise ShapeError(f"lut_tables got queries {tuple(queries.shape)} and codebooks {tuple(codebooks.shape)}; "
+                         "(q, M, d) and (M, d, K) are needed")
     if factor not in (-1.0, -2.0):
         raise ShapeError(f"lut_tables got factor={factor}; -1 and -2 are allowed")
     if dispatch.choice("lut_tables", queries.device) == "native":
@@ -153,7 +154,8 @@ def pack_codes(indices: Tensor, size: int) -> Tensor:
     """Blocks of ``indices`` (rows, M), rows a multiple of 32, values below ``size``."""
     rows, books = indices.shape
     if width(size) == 16:
-        return indices.to(torch.int32).to(torch.uint16).view(torch.int16).reshape(-1, BLOCK, books).transpose(1, 2).contiguous().view(torch.uint16)
+        words = indices.to(torch.int32).to(torch.uint16).view(torch.int16)  # few operations know uint16
+        return words.reshape(-1, BLOCK, books).transpose(1, 2).contiguous().view(torch.uint16)
     indices = indices.to(torch.uint8)
     if width(size) == 8:
         return indices.reshape(-1, BLOCK, books).transpose(1, 2).contiguous()

@@ -139,6 +139,11 @@ def rotate(x: Tensor, signs: Tensor, inverse: bool = False) -> Tensor:
 def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     sums = torch.zeros(segments, x.shape[1], dtype=torch.float64, device=x.device)
     counts = torch.zeros(segments, dtype=torch.float64, device=x.device)
+    segment_add(sums, counts, x, labels, weights)
+    return sums, counts
+
+
+def segment_add(sums: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights: Tensor | None) -> None:
     step = max(1, (1 << 22) // max(1, x.shape[1]))
     for start in range(0, len(x), step):
         rows, part = x[start:start + step].double(), labels[start:start + step]
@@ -148,7 +153,6 @@ def segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | None
             rows = rows * ones.unsqueeze(1)
         sums.index_add_(0, part, rows)
         counts.index_add_(0, part, ones)
-    return sums, counts
 
 
 def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:

@@ -6,8 +6,8 @@ Both halves of an alternation that never makes the error worse:
     codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``least_squares``
 
 B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since
-constants can move from one codebook to another; the ridge makes the solution unique. Distances are in units of the codebooks' largest entry and from the mean of the first codebook, so
-neither scale nor offset of the data costs precision.
+constants can move from one codebook to another; the ridge makes the solution unique. The search measures from the mean of the first
+codebook and in units of the codebooks' largest entry, so neither offset nor scale of the data costs precision.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ MOST_ENTRIES = 1 << 28
 FARTHEST = 2.0**40
 """Rows farther than this, in units of the codebooks, are brought nearer: their terms stay finite."""
 MOST_STATES = 1024
+"""Widest beam."""
 BLOCK_TERMS = 1 << 22
 """Terms computed at once."""
 
 
 class Tables(NamedTuple):
-    """What the search needs of codebooks: ``books`` (M, K, d) scaled by 2^-exponent, the first one minus ``center`` (d,); of the
-    last P of them ``half`` (P, W) = |c|^2/2, +inf beyond K, and ``gram`` (P, M, K, W) = <c^l_i, c^m_k> at [m, l, i, k]."""
+    """What the search needs of codebooks: ``books`` (M, K, d) times 2^-exponent, the first one minus ``center`` (d,); of the last
+    P of them ``half`` (P, W) = |c|^2/2, +inf beyond K, and ``gram`` (P, M, K, W) = <c^l_i, c^m_k> at [m, l, i, k]."""
 
     books: Tensor
     center: Tensor
@@ -56,7 +57,7 @@ def check_arguments(name: str, dim: int, num_codebooks: int, codebook_size: int,
         raise CodewordError(f"{name} got beam={beam}; 1..{MOST_STATES} are allowed")
     entries = num_codebooks**2 * codebook_size * padded(codebook_size)
     if entries > MOST_ENTRIES and not (name == "rvq" and beam == 1):
-        raise CodewordError(f"{name} got {num_codebooks} codebooks of {codebook_size}, whose table of inner products has {entries} entries; "
+        raise CodewordError(f"{name} got {num_codebooks} codebooks of {codebook_size}, whose table of products has {entries} entries; "
                             f"at most {MOST_ENTRIES} are allowed" + (" (beam=1 needs no table)" if name == "rvq" else ""))
 
 
@@ -67,7 +68,8 @@ def split_for_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
         books = total / width
         if math.isclose(books, round(books), abs_tol=1e-9) and 1 <= books <= MOST_CODEBOOKS:
             return round(books), 1 << width
-    raise Unsupported(f"{name} has no split of {total:g} bits a vector (dim={dim}, bits={bits:g}) in 1..{MOST_CODEBOOKS} indices of 1..10 bits")
+    raise Unsupported(f"{name} got bits={bits:g} at dim={dim}: {total:g} bits a vector are not 1..{MOST_CODEBOOKS} "
+                      "indices of 1..10 bits each")
 
 
 def padded(size: int) -> int:
@@ -91,14 +93,21 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
 
 
 class Remembered:
-    """The tables of the codebooks last asked for. Compares values, so nothing that changes codebooks has to tell."""
+    """Codes of rows, and the tables of the codebooks last asked for: a gram matrix costs more than coding a few rows. Compares values, so
+    nothing that changes codebooks has to tell."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tables] | None = None
 
-    def __call__(self, codebooks: Tensor) -> Tables:
+    def codes(self, codebooks: Tensor, rows: Tensor, *, beam: int, sweeps: int = 1) -> Tensor:
+        """int32 (n, M): the best state of ``search``."""
+        codebooks, rows = codebooks.detach(), rows.detach()
+        if torch.compiler.is_compiling() or type(rows) is not Tensor:
+            return _codes(codebooks, rows, beam, sweeps)
+        return search(self.tables(codebooks), rows, beam=beam, sweeps=sweeps).codes[:, 0]
+
+    def tables(self, codebooks: Tensor) -> Tables:
         last = self._last
-        codebooks = codebooks.detach()
         if last is not None and last[0].device == codebooks.device and torch.equal(last[0], codebooks):
             return last[1]
         made = tables(codebooks)
@@ -108,8 +117,19 @@ class Remembered:
     def __deepcopy__(self, memo: dict) -> Remembered:
         return Remembered()
 
-    def __getstate__(self) -> dict:
-        return {"_last": None}
+    def __reduce__(self) -> tuple:
+        return Remembered, ()
+
+
+@torch.library.custom_op("codeword::additive_codes", mutates_args=())
+def _codes(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
+    """For torch.compile and export, which cannot look into tables."""
+    return search(tables(codebooks), rows, beam=beam, sweeps=sweeps).codes[:, 0].contiguous()
+
+
+@_codes.register_fake
+def _(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
+    return rows.new_empty(len(rows), len(codebooks), dtype=torch.int32)
 
 
 def search(table: Tables, rows: Tensor, start: ops.States | None = None, *, beam: int, sweeps: int = 1) -> ops.States:
@@ -209,9 +229,10 @@ def _meetings(codes: Tensor, size: int, weights: Tensor | None) -> Tensor:
     normal = torch.zeros(count, size, count, size, dtype=torch.float64, device=codes.device)
     weights = None if weights is None else weights.double()
     for m in range(count):
-        for l in range(m + 1):
-            pairs = torch.bincount(codes[:, l] * size + codes[:, m], weights=weights, minlength=size * size).double().reshape(size, size)
-            normal[l, :, m], normal[m, :, l] = pairs, pairs.mT
+        for other in range(m + 1):
+            pairs = torch.bincount(codes[:, other] * size + codes[:, m], weights=weights, minlength=size * size)
+            normal[other, :, m] = pairs.reshape(size, size)
+            normal[m, :, other] = normal[other, :, m].mT
     return normal.reshape(count * size, count * size)
 
 

@@ -109,11 +109,16 @@ def sample_indices(n: int, limit: int, seed: int) -> np.ndarray | None:
 
 
 def take_rows(x: Array, dim: int, keep: np.ndarray | None) -> Tensor:
-    """float32 (m, dim) copy of the chosen rows."""
+    """float32 (m, dim) of the chosen rows; a copy where they are chosen, made a block at a time."""
     rows = x.reshape(-1, dim)
     if keep is None:
         return _float32(rows)
-    return _float32(rows[torch.from_numpy(keep)] if isinstance(rows, Tensor) else rows[keep])
+    step = block_rows(dim)
+    out = torch.empty(len(keep), dim, device=rows.device if isinstance(rows, Tensor) else None)
+    for start in range(0, len(keep), step):
+        some = keep[start:start + step]
+        out[start:start + step] = _float32(rows[torch.from_numpy(some)] if isinstance(rows, Tensor) else rows[some])
+    return out
 
 
 def check_weights(weights: Any, lead: tuple[int, ...], what: str) -> Tensor:
@@ -148,21 +153,24 @@ def unsigned_dtype(level: int) -> torch.dtype:
     return torch.uint64
 
 
-def check_indices(indices: Any, levels: tuple[int, ...], name: str) -> Tensor:
-    """int64 tensor (..., positions) with every index inside its alphabet; ShapeError otherwise."""
+def check_indices(indices: Any, levels: tuple[int, ...], name: str, *, wide: bool = True) -> Tensor:
+    """Tensor (..., positions) with every index inside its alphabet, int64, or as it came where not ``wide``; ShapeError otherwise."""
     t = as_tensor(indices)
     if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
         raise ShapeError(f"indices of {name} must be integers, got {t.dtype}")
     if t.ndim == 0 or t.shape[-1] != len(levels):
         raise ShapeError(f"indices of {name} have shape {tuple(t.shape)}; (..., {len(levels)}) is needed")
-    wide = t.to(torch.int64)
-    if wide.numel():
-        top = torch.tensor(levels, dtype=torch.int64, device=wide.device)
-        outside = (wide < 0) | (wide >= top)
+    rows, top = t.reshape(-1, len(levels)), torch.tensor(levels, dtype=torch.int64, device=t.device)
+    step = block_rows(2 * len(levels))
+    for start in range(0, len(rows), step):
+        block = rows[start:start + step].to(torch.int64)
+        outside = (block < 0) | (block >= top)
         if bool(outside.any()):
-            where = tuple(int(i) for i in outside.nonzero()[0])
-            raise ShapeError(f"index {int(wide[where])} at {where} is outside 0..{levels[where[-1]] - 1} of {name}")
-    return wide
+            row, position = (int(i) for i in outside.nonzero()[0])
+            where = (*np.unravel_index(start + row, t.shape[:-1]), position)
+            raise ShapeError(f"index {int(block[row, position])} at {tuple(int(i) for i in where)} is outside 0..{levels[position] - 1} "
+                             f"of {name}")
+    return t.to(torch.int64) if wide else t
 
 
 def masked_mean(values: Tensor, keep: Tensor | None) -> Tensor:

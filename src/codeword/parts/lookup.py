@@ -20,11 +20,11 @@ term where there is one.
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from codeword import ops
 from codeword.errors import Unsupported
@@ -59,20 +59,26 @@ class Books(NamedTuple):
     squares: Tensor
 
 
-_BOOKS = WeakIdKeyDictionary()
+_BOOKS: dict[int, tuple[weakref.ref[Tensor], int, Books]] = {}
 
 
 def books_of(codebooks: Tensor) -> Books:
     """Of ``codebooks`` (M, K, d); remembered as long as that tensor lives and is not written to."""
-    version = -1 if codebooks.is_inference() else codebooks._version
-    known = _BOOKS.get(codebooks)
-    if known is None or known[0] != version or version < 0:
-        turned = codebooks.detach().float().transpose(1, 2).contiguous()
-        squares = torch.zeros(turned.shape[0], turned.shape[2], dtype=torch.float64, device=turned.device)
-        for i in range(turned.shape[1]):
-            squares += turned[:, i].double().square()
-        known = _BOOKS[codebooks] = version, Books(turned, squares)
-    return known[1]
+    key, version = id(codebooks), -1 if codebooks.is_inference() else codebooks._version
+    known = _BOOKS.get(key)
+    if known is not None and known[0]() is codebooks and known[1] == version >= 0:
+        return known[2]
+    turned = codebooks.detach().float().transpose(1, 2).contiguous()
+    squares = torch.zeros(turned.shape[0], turned.shape[2], dtype=torch.float64, device=turned.device)
+    for i in range(turned.shape[1]):
+        squares += turned[:, i].double().square()
+    _BOOKS[key] = weakref.ref(codebooks, lambda gone: _forget(key, gone)), version, Books(turned, squares)
+    return _BOOKS[key][2]
+
+
+def _forget(key: int, gone: weakref.ref[Tensor]) -> None:
+    if key in _BOOKS and _BOOKS[key][0] is gone:
+        del _BOOKS[key]
 
 
 def slice_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> Query:

@@ -40,3 +40,10 @@ def balanced(variances: Tensor, groups: int) -> Tensor:
         members[target].append(axis)
         products[target] += float(logs[axis])
     return torch.tensor([axis for group in members for axis in group])
+
+
+def turned_form(metric: Tensor, rotation: Tensor) -> Tensor:
+    """R M R' float64: the quadratic form M of x as one of y = R x; symmetric again after rounding."""
+    with one_thread():
+        turned = rotation.double() @ metric.double() @ rotation.double().mT
+    return (turned + turned.mT) / 2

@@ -34,11 +34,11 @@ def progressive_kmeans(rows: Tensor, k: int, *, iterations: int = 25, seed: int 
     for width in widths:
         start = None if centroids is None else torch.nn.functional.pad(centroids, (0, width - centroids.shape[1]))
         centroids = kmeans(turned[:, :width].contiguous(), k, iterations=min(iterations, STEP_ITERATIONS), seed=seed, weights=weights,
-                           start=start).centroids
+                           initial=start).centroids
     if centroids is None:
         return kmeans(rows, k, iterations=iterations, seed=seed, weights=weights)
     start = (ops.project(centroids, axes[:centroids.shape[1]].mT.contiguous()).double() + mean).float()
-    return kmeans(rows, k, iterations=iterations, seed=seed, weights=weights, start=start)
+    return kmeans(rows, k, iterations=iterations, seed=seed, weights=weights, initial=start)
 
 
 def _centred(rows: Tensor, mean: Tensor) -> Tensor:

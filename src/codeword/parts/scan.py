@@ -39,6 +39,40 @@ def top_k_spans(quantizer: Any, packed: Packed, query: Any, spans: Tensor, coars
     return distances, rows
 
 
+def top_k_groups(quantizer: Any, packed: Packed, query: Any, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
+                 step: int) -> tuple[Tensor, Tensor]:
+    """The same where a scan's cost is in reading rows: each span is read once, ``step`` rows at a time, for all queries that visit it;
+    ``query.take(who)`` must give the prepared queries ``who`` (n,). In row order, so equal distances keep the lower row."""
+    distances = torch.full((len(spans), k), torch.inf)
+    rows = torch.full((len(spans), k), -1, dtype=torch.int64)
+    pairs, group = torch.unique(spans.reshape(-1, 2), dim=0, return_inverse=True)
+    members = torch.argsort(group, stable=True).split(torch.bincount(group, minlength=len(pairs)).tolist())
+    for (first, last), member in zip(pairs.tolist(), members, strict=True):
+        who, offset = member // spans.shape[1], coarse.reshape(-1)[member].unsqueeze(1)
+        some = query.take(who)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            found = quantizer.scan(packed, some, start, stop)[0] + offset
+            if allowed is not None:
+                found = torch.where(allowed[start:stop], found, torch.inf)
+            distances[who], rows[who] = _merge(distances[who], rows[who], found, torch.arange(start, stop), k)
+    return distances, rows
+
+
+def _merge(distances: Tensor, rows: Tensor, found: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k least (distance, row) of kept (q, k) and newly found (q, m) ones."""
+    some = min(k, found.shape[1])
+    edge = found.kthvalue(some, dim=1, keepdim=True).values  # of equal distances the lower rows: ties are sorted, not selected
+    keep = (found <= edge).any(0)
+    found, where = found[:, keep], where[keep]
+    everything = torch.cat((rows, where.expand(len(rows), -1)), dim=1)
+    pool = torch.cat((distances, found), dim=1)
+    by_row = torch.where(everything < 0, torch.iinfo(torch.int64).max, everything).argsort(dim=1, stable=True)
+    order = by_row.gather(1, pool.gather(1, by_row).argsort(dim=1, stable=True))[:, :k]
+    pool = pool.gather(1, order)
+    return pool, torch.where(torch.isinf(pool), -1, everything.gather(1, order))
+
+
 def smallest(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k least (distance, row) pairs in that total order, padded with (+inf, -1)."""
     order = torch.argsort(row, stable=True)

@@ -50,6 +50,33 @@ def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: i
     return Learned(torch.stack([result.centroids for result in found]), sum(result.repaired for result in found))
 
 
+def refine(rows: Tensor, codebooks: Tensor, *, iterations: int, weights: Tensor | None = None) -> Learned:
+    """Steps of k-means in every slice, going on from ``codebooks``."""
+    books, repaired = [], 0
+    for part, book in zip(rows.split(codebooks.shape[2], dim=1), codebooks, strict=True):
+        own = part.contiguous()
+        for _ in range(iterations):
+            sums, counts, fixed = cluster_sums(own, ops.nearest(own, book), len(book), weights)
+            book = torch.where(counts.unsqueeze(1) > 0, (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), book)
+            repaired += fixed
+        books.append(book)
+    return Learned(torch.stack(books), repaired)
+
+
+def cluster_sums(rows: Tensor, found: ops.Nearest, size: int, weights: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """Sums (size, d) and counts (size,) of the rows by codeword, float64. An unused codeword takes the row that is served worst, farthest
+    first, as far as there are rows not served exactly; how many did is the third value."""
+    sums, counts = ops.segment_sum(rows, found.indices, size, weights)
+    empty = (counts == 0).nonzero().squeeze(1)
+    if not len(empty):
+        return sums, counts, 0
+    worst = torch.sort(found.distances, descending=True, stable=True).indices[:len(empty)]
+    worst = worst[found.distances[worst] > 0]
+    sums[empty[:len(worst)]] = rows[worst].double()
+    counts[empty[:len(worst)]] = 1.0
+    return sums, counts, len(worst)
+
+
 def assign(rows: Tensor, codebooks: Tensor) -> Tensor:
     """int64 (n, M): the nearest codeword of every slice of rows (n, d)."""
     slices = rows.split(codebooks.shape[2], dim=1)

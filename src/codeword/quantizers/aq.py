@@ -14,8 +14,8 @@ after every half step:
 
     J = mean |x - x^|^2 + ridge/n sum |c|^2                                            (rows and codewords minus the rows' mean)
 
-Cost: encode M K d multiply-adds a vector and beam M^2 K additions of table entries a sweep; codebooks (M K)^3 / 3 + (M K)^2 d a round. Bits:
-M ceil(log2 K) a vector, no side information; M K d floats shared.
+Cost: encode M K d multiply-adds a vector and beam M^2 K additions of table entries a sweep; codebooks (M K)^3 / 3 + (M K)^2 d a round.
+Bits: M ceil(log2 K) a vector, no side information; M K d floats shared.
 
 Departures. The beam goes through the codebooks in order instead of trying all unused ones at each step, which costs M times as much;
 the sweeps over filled positions repair what the order did. Local search keeps a beam of distinct codes instead of perturbing one at
@@ -50,7 +50,8 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class AQ(Quantizer):
-    """dim; num_codebooks: M; codebook_size: K; beam: codes kept after each step of the search; rounds: of codebooks and codes in turn; seed."""
+    """dim; num_codebooks: M; codebook_size: K; beam: codes kept after each step of the search; rounds: of codebooks and codes in turn;
+    seed."""
 
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, beam: int = 16, rounds: int = 25, seed: int = 0) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class AQ(Quantizer):
         self.report = Report(self.report, objective=objective)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return additive.search(self._tables(self.codebooks), rows, beam=self.beam, sweeps=SWEEPS).codes[:, 0], None
+        return self._tables.codes(self.codebooks, rows, beam=self.beam, sweeps=SWEEPS), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return additive.decode(self.codebooks, indices)

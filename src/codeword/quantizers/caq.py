@@ -52,7 +52,9 @@ class CAQ(RotatedGrid):
         return cls(dim=dim, code_bits=best, rounds=rounds, slack=slack, seed=seed)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
-        rotated, exponent = self._rotated(rows)
+        return self._assign(*self._rotated(rows))
+
+    def _assign(self, rotated: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
         indices, sums = ops.adjust_code(rotated, [self.dim], [self.code_bits], self.rounds)
         product, square, norm = sums[:, 0].unbind(1)
         missing = torch.where(rotated.isnan().any(1), torch.nan, 0.0)  # a row that is not one decodes to NaN
@@ -61,8 +63,8 @@ class CAQ(RotatedGrid):
     # ------------------------------------------------------------------ shorter codes
 
     def coarser(self, codes: Codes, code_bits: int) -> tuple[CAQ, Codes]:
-        """The quantizer with fewer bits and the same rotation and center, and its codes u >> (B - code_bits), without the vectors. Norms
-        stay; a scale is that of the longer code's vector, least squares. (Not ``Progressive``: that protocol is about leading positions.)"""
+        """The quantizer with fewer bits and the same rotation and center, and its codes u >> (B - code_bits), without the vectors.
+        Norms stay; a scale is the least-squares one for the longer code's vector. (``Progressive`` is about leading positions.)"""
         if not 1 <= code_bits <= self.code_bits:
             raise CodewordError(f"caq.coarser got code_bits={code_bits}; 1..{self.code_bits} are allowed")
         other = CAQ(dim=self.dim, code_bits=code_bits, rounds=self.rounds, slack=self.slack, seed=self.seed).to(self.device)

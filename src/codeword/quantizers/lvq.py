@@ -14,6 +14,8 @@ form one integer, so that the first level alone is a coarser code of the same ve
 The rounded bias and scale are the ones that encode, so decoding never drifts. A vector whose scale would be subnormal in float16 is
 constant for this code: its scale is 1 and its codes 0. Cost: O(d). Bits: B + R + 32/dim; a mean and a unit are shared.
 
+A scan works on the integers: with code = p (2^R - 1) + r, <q, x^> = unit (step <q, code> + (bias - scale/2) sum_i q_i) + <q, mean>.
+
 The grid's step follows the range, not the spread: one large entry coarsens all others, and nothing is rotated, so at 4 bits and below
 RaBitQ's or SAQ's error is smaller. Departure: ``unit``, a power of two that puts the median row at 2^8, in the middle of float16's
 range, so that codes do not depend on the scale of the data; rows beyond 2^8 times the median saturate.
@@ -22,20 +24,23 @@ range, so that codes do not depend on the scale of the data; rows beyond 2^8 tim
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
-from codeword.parts import arrays
-from codeword.quantizer import Codes, Quantizer
+from codeword.parts import arrays, scan
+from codeword.parts.rows import dot
+from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 
 SMALLEST = 2.0**-14
 """Smallest normal float16."""
 HALF_MAX = 65504.0
 LARGEST = torch.finfo(torch.float32).max
+_SCANNED = 4096
+"""Rows whose codes are read at once."""
 
 
 class LVQ(Quantizer):
@@ -124,7 +129,88 @@ class LVQ(Quantizer):
         room = torch.full(indices.shape[:-1], self.dim, device=indices.device) if lengths is None else lengths.clamp(max=self.dim)
         return arrays.like_codes(Codes((indices * kept).to(self.index_dtype), side, room.to(torch.int32)), codes.indices)
 
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """``fields``: p 2^R + r in 4, 8 or 16 bits, two fields of 4 a byte (first the lower); ``factors`` float32 (rows, 2): scale and
+        bias times unit; ``row_terms``: |x^|^2 + 2<c, x^>, c = given (0 where None)."""
+        indices, side, _ = self._check_codes(codes)
+        assert side is not None
+        rows = -(-len(indices) // BLOCK) * BLOCK
+        pad = (0, 0, 0, rows - len(indices))
+        values = indices[:, :self.dim]
+        if self.residual_bits:
+            values = (values << self.residual_bits) | indices[:, self.dim:]
+        if self._field == 4:
+            pairs = torch.nn.functional.pad(values, (0, self.dim % 2)).unflatten(1, (-1, 2))
+            values = pairs[..., 0] | (pairs[..., 1] << 4)
+        row_terms = torch.zeros(len(indices))
+        for start in range(0, len(indices), _SCANNED):
+            part = slice(start, start + _SCANNED)
+            decoded = self._decode(indices[part], side[part])
+            row_terms[part] = dot(decoded, decoded if given is None else decoded + 2 * arrays.as_tensor(given)[part].double()).float()
+        factors = (side.double().flip(1) * self.unit.double()).float()
+        fields = torch.nn.functional.pad(values, pad).to(torch.uint16 if self._field == 16 else torch.uint8)
+        return Packed({"fields": fields, "factors": torch.nn.functional.pad(factors, pad), "row_terms": torch.nn.functional.pad(row_terms, pad[2:])}, rows)
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        """Codes of the chosen rows, exactly."""
+        values = self._values(packed.tensors["fields"][rows])
+        if self.residual_bits:
+            values = torch.cat((values >> self.residual_bits, values & ((1 << self.residual_bits) - 1)), dim=1)
+        side = (packed.tensors["factors"][rows].double() / self.unit.double()).flip(1)
+        return Codes(values.to(self.index_dtype), side.clamp(-HALF_MAX, HALF_MAX).to(self.side_dtype))
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return scan.take(packed, rows)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return scan.lay(rows)
+
+    def check(self, packed: Packed) -> None:
+        for name in ("factors", "row_terms"):
+            arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
+        for start in range(0, packed.rows, _SCANNED):
+            values = self._values(packed.tensors["fields"][start:start + _SCANNED])
+            arrays.check_indices(values, (1 << (self.level_bits + self.residual_bits),) * self.dim, self.name)
+
+    def prepare(self, queries: Tensor, metric: str) -> LVQQuery:
+        """The queries, their sums, and their products with the mean."""
+        if metric not in ("l2", "ip"):
+            raise Unsupported(f"lvq.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
+        queries = queries.float().contiguous()
+        sides = ops.project(queries, torch.stack((torch.ones_like(self.center), self.center)))
+        return LVQQuery(queries, sides[:, :1], sides[:, 1:], metric)
+
+    def scan(self, packed: Packed, query: LVQQuery, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        values = self._values(packed.tensors["fields"][start:stop])
+        scale, bias = packed.tensors["factors"][start:stop].double().unbind(1)
+        if self.residual_bits:
+            values = values - (values >> self.residual_bits)  # p 2^R + r - p
+            bias, scale = bias - scale / 2, scale / ((1 << self.residual_bits) - 1)
+        product = scale * ops.project(query.queries, values.float()).double() + (bias * query.sums.double() + query.towards.double())
+        if query.metric == "l2":
+            product = 2 * product - packed.tensors["row_terms"][start:stop].double()
+        distance = (-product).clamp(-LARGEST, LARGEST).float()
+        return distance, distance
+
+    def search_spans(self, packed: Packed, query: LVQQuery, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return scan.top_k_groups(self, packed, query, spans, coarse, k, allowed, _SCANNED)
+
     # ------------------------------------------------------------------ helpers
+
+    @property
+    def _field(self) -> int:
+        """Bits of a field in the scan's layout."""
+        return next(width for width in (4, 8, 16) if self.level_bits + self.residual_bits <= width)
+
+    def _values(self, fields: Tensor) -> Tensor:
+        """int32 (n, dim) p 2^R + r."""
+        values = fields.to(torch.int32)
+        if self._field == 4:
+            values = torch.stack((values & 15, values >> 4), dim=2).flatten(1)[:, :self.dim]
+        return values
 
     def _decode_some(self, indices: Tensor, side: Tensor | None, lengths: Tensor | None) -> Tensor:
         if lengths is None or not self.residual_bits:
@@ -140,3 +226,20 @@ class LVQ(Quantizer):
     def _back(self, y: Tensor) -> Tensor:
         """float32 values of float64 ``y`` in units about the center."""
         return (y * self.unit.double() + self.center.double()).clamp(-LARGEST, LARGEST).float()
+
+
+class LVQQuery(NamedTuple):
+    """Prepared queries (q, dim), their entries' sums and products with the mean (q, 1)."""
+
+    queries: Tensor
+    sums: Tensor
+    towards: Tensor
+    metric: str
+
+    def select(self, i: int) -> LVQQuery:
+        """The prepared query ``i`` alone."""
+        return self.take(torch.tensor([i]))
+
+    def take(self, who: Tensor) -> LVQQuery:
+        """The prepared queries ``who`` (n,)."""
+        return LVQQuery(self.queries[who], self.sums[who], self.towards[who], self.metric)

@@ -10,42 +10,54 @@ Rotation: orthogonal Procrustes, R = U V' of sum y^ x' = U S V'. Both need the r
 
     s^m_k = sum of x with i_m = k,   sum y^ x' = stack over m of C_m' S_m,   c^m_k = R_m s^m_k / n^m_k
 
-so a round rotates and assigns the rows once, and the codewords follow the new rotation at no further pass. It starts from principal
-axes dealt to the slices so that their variances have equal products (the paper's parametric solution, optimal for a Gaussian) or from
-a random rotation, whichever leaves less after a few rounds on a part of the rows.
+so a round rotates and assigns the rows once, and the codewords follow the new rotation at no further pass. As codes change little from
+round to round the steps are small and point the same way; each is therefore lengthened by nine tenths of the last one (heavy ball on
+the rotation, brought back to R R' = I), which needs about a third of the rounds and ends lower. Three starts run a few rounds on a part of
+the rows, and the best goes on: principal axes dealt to the slices so that their variances have equal products (the paper's parametric
+solution, optimal for a Gaussian), the axes as they are (pixels near each other already share a slice), and a random rotation.
 
-Cost: encode d^2 + K d multiply-adds a vector; a round M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
-Departures: the paper's non-parametric solution starts from the parametric one only; later rounds see all rows, earlier ones a sample.
+Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
+Departures: the momentum; the choice among starts.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from codeword import ops
-from codeword.parts import lookup, orthogonal, random, slices
+from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
 from codeword.parts.pca import pca
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 SAMPLE = 1 << 16
-"""Rows that the rotation is learned from, at most, or 256 a codeword where that is more."""
+"""Rows that are learned from, at most, or 256 a codeword where that is more."""
 PREVIEW = 1 << 13
-"""Rows of the rounds that choose a start."""
-TRIAL = 4
+"""Rows of the trials, or 32 a codeword where that is more."""
+TRIAL = 6
 """Rounds of each start before one is chosen."""
+MOMENTUM = 0.9
+"""Share of the last step of the rotation that is added to the next."""
+FINISH = 4
+"""Steps of k-means at the end, under the final rotation."""
 
 
 class OPQ(Quantizer):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: rounds; seed."""
 
-    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 30, seed: int = 0) -> None:
+    takes_metric = True
+    later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
+
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 60, seed: int = 0,
+                 anisotropy: float = 0.0) -> None:
         super().__init__()
         slices.check_shape("opq", dim, num_codebooks, codebook_size)
+        anisotropic.check_threshold("opq", anisotropy)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
-        self.iterations, self.seed = iterations, seed
+        self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy
+        self.weighs_rows = anisotropy > 0
         self.levels = (codebook_size,) * num_codebooks
         self.codebooks: Tensor
         self.rotation: Tensor
@@ -53,28 +65,35 @@ class OPQ(Quantizer):
         self.register_buffer("rotation", torch.zeros(dim, dim))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, iterations: int = 30, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 60, seed: int = 0, anisotropy: float = 0.0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         books, size = slices.split_bits("opq", dim, bits)
-        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed)
+        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        limit = max(SAMPLE, 256 * self.codebook_size)
-        rows, weights = _part(rows, weights, limit, self.seed)
-        preview = _part(rows, weights, PREVIEW, self.seed + 1)
-        found = pca(rows, weights=weights)
-        starts = [found.axes[orthogonal.balanced(found.variances, self.num_codebooks)], orthogonal.random_rotation(self.dim, self.seed)]
-        trials = [self._rounds(self._start(rotation.to(rows.device), *preview), *preview, TRIAL) for rotation in starts]
+        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed)
+        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed + 1)
+        trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
         state = min(trials, key=lambda trial: trial.error)
-        state = self._rounds(state, *_part(rows, weights, limit // 4, self.seed + 2), self.iterations // 2)
-        state = self._rounds(state, rows, weights, self.iterations - self.iterations // 2)
+        state = self._rounds(state, rows, weights, self.iterations)
+        turned = ops.project(rows, state.rotation)
+        learned = slices.refine(turned, state.codebooks, iterations=FINISH, weights=weights)
         self.rotation.copy_(state.rotation)
-        self.codebooks.copy_(state.codebooks)
-        if state.repaired:
-            self.report = Report(self.report, repaired_codewords=state.repaired)
+        self.codebooks.copy_(learned.codebooks)
+        if state.repaired + learned.repaired:
+            self.report = Report(self.report, repaired_codewords=state.repaired + learned.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return slices.assign(ops.project(rows, self.rotation), self.codebooks), None
+        turned = ops.project(rows, self.rotation)
+        if metric is not None:
+            return quadratic.assign(turned, self.codebooks, orthogonal.turned_form(metric, self.rotation)), None
+        return self._encode_relative(rows, rows, None) if self.weighs_rows else (slices.assign(turned, self.codebooks), None)
+
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        if metric is not None:
+            return self._encode(rows, metric)
+        turned, whole = ops.project(rows, self.rotation), ops.project(vectors, self.rotation)
+        return anisotropic.assign(turned, self.codebooks, self.anisotropy, whole), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return ops.project(slices.values(self.codebooks, indices), self.rotation.mT)
@@ -115,11 +134,16 @@ class OPQ(Quantizer):
 
     # ------------------------------------------------------------------ fitting
 
+    def _starts(self, rows: Tensor, weights: Tensor | None) -> list[Tensor]:
+        found = pca(rows, weights=weights)
+        dealt = found.axes[orthogonal.balanced(found.variances, self.num_codebooks)]
+        return [dealt, torch.eye(self.dim, device=rows.device), orthogonal.random_rotation(self.dim, self.seed).to(rows.device)]
+
     def _start(self, rotation: Tensor, rows: Tensor, weights: Tensor | None) -> _State:
-        """A rotation and, as codewords, seeded rows."""
+        """A rotation and codewords from a few steps of k-means under it."""
         turned = ops.project(rows, rotation)
         learned = slices.learn(turned, self.num_codebooks, self.codebook_size, iterations=2, seed=self.seed, weights=weights)
-        return _State(rotation, learned.codebooks, float("inf"), learned.repaired)
+        return _State(rotation, rotation, learned.codebooks, float("inf"), learned.repaired)
 
     def _rounds(self, state: _State, rows: Tensor, weights: Tensor | None, count: int) -> _State:
         for _ in range(count):
@@ -127,33 +151,29 @@ class OPQ(Quantizer):
         return state
 
     def _round(self, state: _State, rows: Tensor, weights: Tensor | None) -> _State:
-        """Assign under the rotation at hand; then the best rotation for the codewords' means, and the means under it."""
+        """Codes under the rotation at hand, the best rotation for them, a step beyond it, and the codewords there."""
         turned = ops.project(rows, state.rotation)
         width = state.codebooks.shape[2]
-        moment = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=rows.device)
-        means, error, repaired = [], 0.0, state.repaired
-        for m, (part, book) in enumerate(zip(turned.split(width, dim=1), state.codebooks, strict=True)):
-            labels, distances = ops.nearest(part, book)
-            error += float((distances.double() if weights is None else distances.double() * weights).sum())
-            sums, counts = ops.segment_sum(rows, labels, self.codebook_size, weights)
-            empty = (counts == 0).nonzero().squeeze(1)
-            if len(empty):
-                worst = torch.sort(distances, descending=True, stable=True).indices[:len(empty)]
-                sums[empty[:len(worst)]], counts[empty[:len(worst)]] = rows[worst].double(), 1.0
-                repaired += len(worst)
-            mean = (sums / counts.clamp(min=1e-300).unsqueeze(1)).float()
+        error, repaired, means, moments = 0.0, state.repaired, [], []
+        for part, book, own in zip(turned.split(width, dim=1), state.codebooks, state.rotation.split(width), strict=True):
+            found = ops.nearest(part, book)
+            sums, counts, fixed = slices.cluster_sums(rows, found, self.codebook_size, weights)
+            mean, share = (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), (counts / counts.sum()).float()
             means.append(mean)
-            codewords = ops.project(mean, state.rotation[m * width:(m + 1) * width])
-            moment[m * width:(m + 1) * width] = ops.project(codewords.mT, sums.float().mT).double()
-        rotation = orthogonal.procrustes(moment)
-        books = [ops.project(mean, rotation[m * width:(m + 1) * width]) for m, mean in enumerate(means)]
-        return _State(rotation, torch.stack(books), error, repaired)
+            moments.append(ops.project(ops.project(mean, own).mT, (mean * share.unsqueeze(1)).mT))
+            error += float((found.distances.double() if weights is None else found.distances.double() * weights).sum())
+            repaired += fixed
+        best = orthogonal.procrustes(torch.cat(moments))
+        rotation = orthogonal.procrustes(best + MOMENTUM * (best - state.best))
+        books = torch.stack([ops.project(mean, own) for mean, own in zip(means, rotation.split(width), strict=True)])
+        return _State(rotation, best, books, error, repaired)
 
 
 class _State(NamedTuple):
-    """Between rounds. ``error`` is what the round before the last update left, weighted."""
+    """Between rounds: the ``rotation`` in use, the ``best`` one for the last codes, ``error`` that the last codes left (a weighted sum)."""
 
     rotation: Tensor
+    best: Tensor
     codebooks: Tensor
     error: float
     repaired: int

@@ -60,11 +60,11 @@ class PlainRaBitQ(Quantizer):
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
         residual = rows.double() - self.center.double()
         unit = residual.abs().amax(1, keepdim=True).clamp(min=1e-300) / TOP
-        whole = (residual / unit).round()  # integers up to 2^30: their sums below are exact
+        whole = (residual / unit).round().nan_to_num()  # integers up to 2^30: their sums below are exact
         half = 1 << (self.code_bits - 1)
         odd = 2 * ops.grid_code(whole.abs().to(torch.int32), half).to(torch.int64) + 1  # |2 x_|
         square, product = sums.dot(residual, residual), sums.dot(odd, residual.abs())
-        kappa = torch.where(product > 0, 2 * square / product.clamp(min=1e-300), 0)
+        kappa = torch.where(product == 0, 0.0, 2 * square / product)
         codes = torch.where(whole > 0, odd, -odd) + (2 * half - 1)
         return codes // 2, kappa.clamp(max=LARGEST).float().unsqueeze(1)
 

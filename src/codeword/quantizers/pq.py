@@ -14,32 +14,38 @@ Cost: encode K d multiply-adds a vector; M look-ups a distance. Bits: M ceil(log
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from codeword.parts import lookup, slices
+from codeword.parts import anisotropic, lookup, quadratic, slices
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 
 class PQ(Quantizer):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed."""
 
-    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0) -> None:
+    takes_metric = True
+    later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
+
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0,
+                 anisotropy: float = 0.0) -> None:
         super().__init__()
         slices.check_shape("pq", dim, num_codebooks, codebook_size)
+        anisotropic.check_threshold("pq", anisotropy)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
-        self.iterations, self.seed = iterations, seed
+        self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy
+        self.weighs_rows = anisotropy > 0
         self.levels = (codebook_size,) * num_codebooks
         self.codebooks: Tensor
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 25, seed: int = 0, anisotropy: float = 0.0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         books, size = slices.split_bits("pq", dim, bits)
-        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed)
+        return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         found = slices.learn(rows, self.num_codebooks, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)
@@ -48,7 +54,14 @@ class PQ(Quantizer):
             self.report = Report(self.report, repaired_codewords=found.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return slices.assign(rows, self.codebooks), None
+        if metric is not None:
+            return quadratic.assign(rows, self.codebooks, metric), None
+        return self._encode_relative(rows, rows, None) if self.weighs_rows else (slices.assign(rows, self.codebooks), None)
+
+    def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
+        if metric is not None:
+            return self._encode(rows, metric)
+        return anisotropic.assign(rows, self.codebooks, self.anisotropy, vectors), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return slices.values(self.codebooks, indices)

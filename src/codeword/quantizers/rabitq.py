@@ -57,7 +57,9 @@ class RaBitQ(RotatedGrid):
         return cls(dim=dim, code_bits=best, fast=fast, slack=slack, seed=seed)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
-        rotated, exponent = self._rotated(rows)
+        return self._assign(*self._rotated(rows))
+
+    def _assign(self, rotated: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
         magnitudes, unit = _integers(rotated.abs())
         half = 1 << (self.code_bits - 1)
         cells = self._constant_step(rotated.abs()) if self.fast else ops.grid_code(magnitudes, half).to(torch.int64)

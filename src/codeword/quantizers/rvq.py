@@ -70,7 +70,7 @@ class RVQ(Quantizer):
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         if self.beam == 1:
             return self._greedy(rows), None
-        return additive.search(self._tables(self.codebooks), rows, beam=self.beam).codes[:, 0], None
+        return self._tables.codes(self.codebooks, rows, beam=self.beam), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return additive.decode(self.codebooks.detach(), indices)

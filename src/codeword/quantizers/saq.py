@@ -39,7 +39,7 @@ from codeword.ops import segment_blocks
 from codeword.ops.segment_blocks import SegmentBlocks, SegmentQuery
 from codeword.parts import arrays, random, scan, segment_search
 from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, flat_plan, plan_bits
-from codeword.parts.pca import pca
+from codeword.parts.pca import PCA, pca
 from codeword.parts.rows import dot, power
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
 
@@ -130,7 +130,12 @@ class SAQ(Quantizer):
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         found = pca(rows, None, weights)
-        self._set_plan(bit_plan(found.variances.cpu().numpy(), self._budget, granularity=self.granularity, overhead=SIDE_BITS))
+        plan = bit_plan(found.variances.cpu().numpy(), self._budget, granularity=self.granularity, overhead=SIDE_BITS)
+        self._learn(rows, weights, found, plan)
+
+    def _learn(self, rows: Tensor, weights: Tensor | None, found: PCA, plan: Plan) -> None:
+        """Everything else, once axes and plan are known."""
+        self._set_plan(plan)
         self.gains, self.units = self.gains.to(rows.device), self.units.to(rows.device)
         axes, start = [], 0
         for length, bits in self.plan:
@@ -155,19 +160,18 @@ class SAQ(Quantizer):
         square = torch.cat((residual.unsqueeze(1), scale.square()), dim=1)
         mean = torch.stack([dot(share, column) for column in square.T]) / dot(share, torch.ones_like(share))
         self.units = power((torch.frexp(mean.sqrt()).exponent - 1).clamp(-126, 126)).float()
-        _, steps, sums, size = self._codes(rows)[:4]
+        _, steps, sums, _ = self._assign(y, total, size)
         energy, overlap = sums[..., 2] * size.unsqueeze(1).square(), steps * size.unsqueeze(1).square() * sums[..., 0] / 2
         ratio = [dot(share, e) / dot(share, o).clamp(min=1e-300) for e, o in zip(energy.T, overlap.T, strict=True)]
         gains = torch.stack(ratio)
         self.gains = torch.where((gains > 0.5) & (gains < 4), gains, 1.0).float()  # a constant segment has none
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
-        indices, _, _, _, side = self._codes(rows)
+        indices, _, _, side = self._assign(*self._coordinates(rows))
         return indices, side.float()  # that autocast can join
 
-    def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Indices; the rounded scale in y's own size (n, segments), the sums of ``ops.adjust_code`` for it, that size (n,); side."""
-        y, total, size = self._coordinates(rows)
+    def _assign(self, y: Tensor, total: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices; the rounded scales in y's own size (n, segments), the sums of ``ops.adjust_code`` for them; side."""
         _, sums = self._adjust(y, self.rounds)
         units = self.units.double()
         half = (2 * sums[..., 0] / sums[..., 1] * size.unsqueeze(1) / units[1:]).clamp(max=LARGEST_HALF).to(torch.float16)
@@ -176,7 +180,7 @@ class SAQ(Quantizer):
         left = total - (steps.square() * sums[..., 1] / 4 * size.unsqueeze(1).square()).sum(1)
         residual = left.sign() * left.abs().sqrt() / units[0]
         side = torch.cat((residual.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16).unsqueeze(1), half), dim=1)
-        return indices, steps, sums, size, side
+        return indices, steps, sums, side
 
     def _coordinates(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y / size of the coded segments, float32; |row - mean|^2 and size float64 (n,). size is a power of two that brings y near 1, so
@@ -237,10 +241,11 @@ class SAQ(Quantizer):
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """Planes, lower bits and factors of ``codes`` (rows, positions) relative to ``given`` (rows, dim), one point a block of 32 rows."""
         self._require_fitted("pack")
+        assert codes.side is not None
         point = torch.zeros(1, self.dim) if given is None else arrays.as_tensor(given).float()
         point = point.to(self.device).expand(len(codes.indices), self.dim)
         step = BLOCK * max(1, arrays.block_rows(self.dim) // (4 * BLOCK))
-        parts = [self._pack_some(Codes(*(part[i:i + step] for part in codes[:2])), point[i:i + step])
+        parts = [self._pack_some(Codes(codes.indices[i:i + step], codes.side[i:i + step]), point[i:i + step])
                  for i in range(0, max(1, len(codes.indices)), step)]
         tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return Packed(tensors, len(tensors["planes"]) * BLOCK)

@@ -163,7 +163,7 @@ class Index:
         schema = self._fitted("add_codes")
         if self.reranks:
             raise Unsupported("add_codes got codes alone, but this index re-ranks; add the vectors")
-        indices, side, lengths = self.quantizer._check_codes(codes)
+        indices, side, lengths = self.quantizer._check_codes(codes, wide=False)
         if indices.ndim != 2 or lengths is not None:
             raise ShapeError(f"add_codes got indices of shape {tuple(indices.shape)}; (n, {len(self.quantizer.levels)}), without lengths, "
                              "are needed")
