@@ -22,6 +22,8 @@ def self_check() -> dict[str, bool]:
     codebook = torch.randn(57, 100, generator=generator)
     codebook[7] = codebook[3]
     x[5], x[6, 0] = codebook[7], torch.nan
+    many = torch.cat((x, -x, x.flip(0)))  # enough rows and codewords for each way nearest has
+    books = (codebook, torch.cat((codebook, codebook + 1)), codebook[:, :4].contiguous())
     signs = torch.where(torch.rand(4, 100, generator=generator) < 0.5, -1.0, 1.0)
     labels = torch.randint(0, 9, (65,), generator=generator)
     widths = [1, 3, 8, 13, 63]
@@ -29,6 +31,8 @@ def self_check() -> dict[str, bool]:
     packed = reference.pack(indices, widths)
     magnitudes = torch.randint(0, grid.TOP, (5, 100), generator=generator, dtype=torch.int32)
     scan, cut = bit_blocks.example(generator), segment_blocks.example(generator)
+    constants = torch.full((3, 2), 0.3, dtype=torch.float64)
+    cut_query = (x[:5, :70].contiguous(), x[:5], x[:5, 0].contiguous(), x[:5, 1], ((40, 5), (30, 1)), constants, True)
     tables = lut_blocks.example(generator)
     slices = x[:4, :98].reshape(4, 7, 14), codebook[:, :98].reshape(7, 14, 57), -2.0, None
     sixteens = x[:, :96].reshape(-1, 16).contiguous()
@@ -42,7 +46,8 @@ def self_check() -> dict[str, bool]:
     start = additive.empty_states(65, 3)
 
     cases: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "nearest": (lambda: functions.nearest(x, codebook), lambda: reference.nearest(x, codebook)),
+        "nearest": (lambda: tuple(functions.nearest(many[:, :book.shape[1]].contiguous(), book) for book in books),
+                    lambda: tuple(reference.nearest(many[:, :book.shape[1]].contiguous(), book) for book in books)),
         "project": (lambda: functions.project(x, codebook), lambda: reference.project(x, codebook)),
         "hadamard": (lambda: functions.hadamard(x[:, :64]), lambda: reference.hadamard(x[:, :64])),
         "rotate": (lambda: functions.rotate(x, signs), lambda: reference.rotate(x, signs)),
@@ -54,7 +59,10 @@ def self_check() -> dict[str, bool]:
         "pyramid_number": (lambda: pyramid.number(signed, *triangle), lambda: pyramid.reference_number(signed, *triangle)),
         "pyramid_point": (lambda: pyramid.point(numbers, *triangle), lambda: pyramid.reference_point(numbers, *triangle)),
         "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
+        "bit_query": (lambda: bit_blocks.prepare(x[:5], codebook[0], signs, 5, 1.9, True)[:4],
+                      lambda: bit_blocks.prepare_reference(x[:5], codebook[0], signs, 5, 1.9, True)[:4]),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),
+        "segment_query": (lambda: segment_blocks.prepare(*cut_query)[:4], lambda: segment_blocks.prepare_reference(*cut_query)[:4]),
         "segment_scan": (lambda: segment_blocks.segment_scan(*cut, 1), lambda: segment_blocks.reference(*cut)),
         "lut_scan": (lambda: lut_blocks.lut_scan(*tables, 1), lambda: lut_blocks.reference(*tables)),
         "lut_tables": (lambda: lut_blocks.lut_tables(*slices), lambda: lut_blocks.tables_reference(*slices)),

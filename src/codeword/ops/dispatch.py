@@ -19,7 +19,8 @@ import torch
 from codeword.errors import Unsupported
 
 OPS = (
-    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code",
+    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_query", "bit_scan",
+    "segment_query", "segment_scan", "grid_code",
     "adjust_code", "lut_scan", "lut_tables", "additive_search", "e8_nearest",
     "pyramid_project", "pyramid_number", "pyramid_point",
 )
