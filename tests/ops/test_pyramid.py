@@ -21,7 +21,8 @@ def groups(n: int, dim: int) -> torch.Tensor:
     """Normal groups, and among them what is odd: zeros, ties, one entry, NaN, infinity, subnormal and enormous ones."""
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(n + dim))
     odd = [torch.zeros(dim), torch.ones(dim), -torch.ones(dim), torch.eye(dim)[-1] * -3, torch.full((dim,), torch.nan),
-           torch.full((dim,), torch.inf), torch.full((dim,), 1e-42), torch.full((dim,), 3e38), x[:1].round().flatten(), x[:1].flatten() ** 9]
+           torch.full((dim,), torch.inf), torch.full((dim,), 1e-42), torch.full((dim,), 3e38), x[:1].round().flatten(),
+           x[:1].flatten() ** 9]
     for i, row in enumerate(odd if n else ()):
         if 2 * i + 1 < n:
             x[2 * i + 1] = row

@@ -151,7 +151,8 @@ class LVQ(Quantizer):
             row_terms[part] = dot(decoded, decoded if given is None else decoded + 2 * arrays.as_tensor(given)[part].double()).float()
         factors = (side.double().flip(1) * self.unit.double()).float()
         fields = torch.nn.functional.pad(values, pad).to(torch.uint16 if self._field == 16 else torch.uint8)
-        return Packed({"fields": fields, "factors": torch.nn.functional.pad(factors, pad), "row_terms": torch.nn.functional.pad(row_terms, pad[2:])}, rows)
+        return Packed({"fields": fields, "factors": torch.nn.functional.pad(factors, pad),
+                       "row_terms": torch.nn.functional.pad(row_terms, pad[2:])}, rows)
 
     def unpack(self, packed: Packed, rows: Tensor) -> Codes:
         """Codes of the chosen rows, exactly."""
