@@ -17,7 +17,7 @@ That is exact enough at any rate because codes are chosen again for the rounded 
 
 A search (``ops.segment_scan``, factors in ``parts.segment_search``) passes over rows by their length alone, by top bits, then by all bits
 of one segment after the other. Its bounds suppose errors of 1.9 standard deviations, and ``deviations`` for segments not yet read: rows
-near a query are far from random to it, so that the paper's 4 loses many of them (``results/segment_scan.csv``). Hence None unless asked for.
+near a query are far from random to it, so that the paper's 4 loses many of them (``results/segment_scan.csv``). Hence None by default.
 
 Departures. The paper stores two float32 a segment. It multiplies the rotations and the PCA one after the other. It makes kappa exact for
 every vector; here gain_s is its average, whose spread is far below the code's own error and which spares a float. Error model and
