@@ -303,10 +303,10 @@ class SAQ(Quantizer):
         centred = (queries - self.mean).clamp(-LARGEST, LARGEST) if l2 else queries
         z = ops.project(centred, self.axes[:len(self.levels)])
         towards = ops.project(queries, self.mean.unsqueeze(0))[:, 0]
-        variances = torch.stack([segment_search.total(self.variances[start:stop].double()) for start, stop in self._bounds])
-        others = (dot(centred, centred) - dot(z, z)).clamp(min=0)
+        sums = self.variances.double().cumsum(0)[[stop - 1 for _, stop in self._bounds]]
+        variances = torch.diff(sums, prepend=sums.new_zeros(1))
         norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
-        return segment_search.query_of(z, self.coded, variances, others, towards, norms, l2, SLACK, self.deviations)
+        return segment_search.query_of(z, centred, self.coded, variances, towards, norms, l2, SLACK, self.deviations)
 
     def scan(self, packed: Packed, query: SegmentQuery, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: (distance, the least that may be let pass for it), each (q, stop - start), without coarse.
@@ -323,8 +323,8 @@ class SAQ(Quantizer):
 
     def _blocks(self, packed: Packed) -> SegmentBlocks:
         t, none = packed.tensors, torch.zeros(packed.rows, 0)
-        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)), t.get("rest_factors", none),
-                             self.coded)
+        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)),
+                             t.get("rest_factors", none), self.coded)
 
     # ------------------------------------------------------------------ files
 
