@@ -10,9 +10,9 @@ Both answer the same queries; rounds alternate and the median counts. "batch": a
     ours_ns, theirs_ns     nanoseconds of wall time a code and query; ratio: theirs / ours
     first_bytes            bytes a code that the first look must read (planes and factors)
     gbps                   these bytes over our time; queries of a batch that share the code stream count once each
-    stream_gbps            plain sequential read of a buffer of the same size, same threads, same run
+    stream_gbps            plain sequential read of a buffer of the same size, same threads, same run, best of five
     share                  gbps / stream_gbps for single queries: of the memory bandwidth
-    load as measured; cpu_ns, their_cpu_ns: by processor time of the process instead of wall time
+    load as measured; cpu_ns, their_cpu_ns, cpu_ratio: by processor time of the process instead
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ import codeword
 from codeword.quantizer import Packed
 
 DIM, SEED_ROWS = 384, 49_984
-FIELDS = ("place", "bits", "rows", "threads", "calls", "k", "ours_ns", "theirs_ns", "ratio", "cpu_ns", "their_cpu_ns", "first_bytes", "gbps",
-          "stream_gbps", "share", "load")
+FIELDS = ("place", "bits", "rows", "threads", "calls", "k", "ours_ns", "theirs_ns", "ratio", "cpu_ns", "their_cpu_ns", "cpu_ratio",
+          "first_bytes", "gbps", "stream_gbps", "share", "load")
 
 
 def rows_and_queries(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,22 +122,30 @@ def main() -> None:
                 fast = stream(rows * first, num_threads)
                 for k in (10, 100) if place == "cache" else (10,):
                     for single in (True, False):
-                        (wall, cpu), (their_wall, their_cpu) = measure(ours, theirs, some, k, num_threads, single, 2 if options.quick else options.rounds)
+                        rounds = 2 if options.quick else options.rounds
+                        (wall, cpu), (their_wall, their_cpu) = measure(ours, theirs, some, k, num_threads, single, rounds)
                         unit = 1e9 / rows / len(some)
                         gbps = first / (wall * unit)
                         table.append({
-                            "place": place, "bits": bits, "rows": rows, "threads": num_threads, "calls": "single" if single else "batch", "k": k,
-                            "ours_ns": round(wall * unit, 3), "theirs_ns": round(their_wall * unit, 3), "ratio": round(their_wall / wall, 2),
-                            "cpu_ns": round(cpu * unit, 3), "their_cpu_ns": round(their_cpu * unit, 3), "first_bytes": first,
-                            "gbps": round(gbps, 1), "stream_gbps": round(fast, 1), "share": round(gbps / fast, 2) if single else "",
+                            "place": place, "bits": bits, "rows": rows, "threads": num_threads, "k": k,
+                            "calls": "single" if single else "batch", "ours_ns": round(wall * unit, 3),
+                            "theirs_ns": round(their_wall * unit, 3), "ratio": round(their_wall / wall, 2),
+                            "cpu_ns": round(cpu * unit, 3), "their_cpu_ns": round(their_cpu * unit, 3),
+                            "cpu_ratio": round(their_cpu / cpu, 2), "first_bytes": first, "gbps": round(gbps, 1),
+                            "stream_gbps": round(fast, 1), "share": round(gbps / fast, 2) if single else "",
                             "load": round(os.getloadavg()[0], 1)})
                         print(" ".join(f"{key}={table[-1][key]}" for key in FIELDS), flush=True)
             del ours, theirs
-    if not options.quick:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+            if not options.quick:
+                write(options.out, table)
+
+
+def write(path: Path, table: list[dict]) -> None:
+    """The rows so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(table)
 
 
 if __name__ == "__main__":

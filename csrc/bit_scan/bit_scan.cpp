@@ -159,16 +159,18 @@ void bit_round(const float* rotated, int64_t n, int bits, int8_t* z1, int16_t* z
     for (int64_t i = n; i < width; ++i) z[i] = 0;
 }
 
-float bit_norm(const float* x, int64_t n) {
+double bit_square(const float* x, int64_t n) {
     double lanes[8] = {};
-    bool finite = true;
-    for (int64_t i = 0; i < n; ++i) {
-        const double value = x[i];
-        lanes[i % 8] += value * value;
-        finite = finite && __builtin_fabsf(x[i]) <= 3.402823466e38f;
-    }
-    const double sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-    return finite ? static_cast<float>(sum) : NAN;
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; ++j) lanes[j] += static_cast<double>(x[i + j]) * x[i + j];
+    for (int j = 0; i + j < n; ++j) lanes[j] += static_cast<double>(x[i + j]) * x[i + j];
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+float bit_norm(const float* x, int64_t n) {
+    const double square = bit_square(x, n);  // float32 entries cannot overflow it
+    return square < INFINITY ? static_cast<float>(square) : NAN;
 }
 
 int64_t bit_scan_scratch(const BitBlocks& blocks) { return table_bytes(blocks.eights) + split_bytes(blocks.groups); }

@@ -50,7 +50,8 @@ constexpr int64_t BIT_SHARED = 4;  // queries that may read a code together
 CODEWORD_EACH_TARGET(
     // A rotated query (n) in integers: z1 (8 ceil(n/8)), z (32 ceil(n/32), for bits > 1), their steps (2).
     void bit_round(const float* rotated, int64_t n, int bits, int8_t* z1, int16_t* z, float* steps);
-    // |x|^2 in float64, eight lanes, rounded once; NaN where an entry is not finite.
+    // |x|^2 in float64, eight lanes; and rounded once, NaN where an entry is not finite.
+    double bit_square(const float* x, int64_t n);
     float bit_norm(const float* x, int64_t n);
     int64_t bit_scan_scratch(const BitBlocks& blocks);
     void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,

@@ -131,7 +131,7 @@ def test_many_threads_on_few_queries_and_few_codes_for_many_queries(bits: int) -
             alone = [bit_blocks._native(blocks, query.select(i), spans[i:i + 1], coarse[i:i + 1], k, allowed, 1) for i in range(9)]
             for count in (1, 2, 9):
                 for num_threads in (1, 2, 3, 11):
-                    some_queries = Query(*(t[:count] for t in query[:4]), query.l2)
+                    some_queries = Query(query.z1[:count], query.z[:count], query.scalars[:count], query.norms[:count], query.l2)
                     distances, rows = bit_blocks._native(blocks, some_queries, spans[:count], coarse[:count], k, allowed, num_threads)
                     assert torch.equal(distances, torch.cat([d for d, _ in alone[:count]])), (isa, k, count, num_threads)
                     assert torch.equal(rows, torch.cat([r for _, r in alone[:count]])), (isa, k, count, num_threads)

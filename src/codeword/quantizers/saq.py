@@ -17,7 +17,7 @@ That is exact enough at any rate because codes are chosen again for the rounded 
 
 A search (``ops.segment_scan``, factors in ``parts.segment_search``) passes over rows by their length alone, by top bits, then by all bits
 of one segment after the other. Its bounds suppose errors of 1.9 standard deviations, and ``deviations`` for segments not yet read: rows
-near a query are far from random to it, so that the paper's 4 loses many of them (``results/segment_scan.csv``). Hence None unless asked for.
+near a query are far from random to it, so that the paper's 4 loses many of them (``results/segment_scan.csv``). Hence None by default.
 
 Departures. The paper stores two float32 a segment. It multiplies the rotations and the PCA one after the other. It makes kappa exact for
 every vector; here gain_s is its average, whose spread is far below the code's own error and which spares a float. Error model and
@@ -303,10 +303,10 @@ class SAQ(Quantizer):
         centred = (queries - self.mean).clamp(-LARGEST, LARGEST) if l2 else queries
         z = ops.project(centred, self.axes[:len(self.levels)])
         towards = ops.project(queries, self.mean.unsqueeze(0))[:, 0]
-        variances = torch.stack([segment_search.total(self.variances[start:stop].double()) for start, stop in self._bounds])
-        others = (dot(centred, centred) - dot(z, z)).clamp(min=0)
+        sums = self.variances.double().cumsum(0)[[stop - 1 for _, stop in self._bounds]]
+        variances = torch.diff(sums, prepend=sums.new_zeros(1))
         norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
-        return segment_search.query_of(z, self.coded, variances, others, towards, norms, l2, SLACK, self.deviations)
+        return segment_search.query_of(z, centred, self.coded, variances, towards, norms, l2, SLACK, self.deviations)
 
     def scan(self, packed: Packed, query: SegmentQuery, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: (distance, the least that may be let pass for it), each (q, stop - start), without coarse.
@@ -323,8 +323,8 @@ class SAQ(Quantizer):
 
     def _blocks(self, packed: Packed) -> SegmentBlocks:
         t, none = packed.tensors, torch.zeros(packed.rows, 0)
-        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)), t.get("rest_factors", none),
-                             self.coded)
+        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)),
+                             t.get("rest_factors", none), self.coded)
 
     # ------------------------------------------------------------------ files
 
