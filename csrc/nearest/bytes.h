@@ -268,7 +268,8 @@ CODEWORD_INLINE void keep_bounds(const BytesBook& b, const float* maxima, __m512
     }
 }
 
-// Rows at..at+count-1, count <= TILE; ahead: rows to be fetched for the next call. False where so many groups would have to be scored that the float32 screen is faster.
+// Rows at..at+count-1, count <= TILE; ahead: rows to be fetched for the next call. False where so many groups would have to be scored
+// that the float32 screen is faster.
 CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& s, const float* x, int64_t* indices, float* distances,
                                    float* bounds, int64_t at, int64_t count, int64_t ahead) {
     const BytesBook& b = book.bytes;
