@@ -2,12 +2,11 @@
 
 A file of 3 GB is made of the MiniLM vectors, repeated, in a temporary folder, and mapped. Each row of the table is one process that
 encodes it, or fits from it, while this one reads RssAnon in its /proc/PID/status every 10 ms: memory the process owns, without the
-pages of mapped files, which the system takes back when it likes. The result of ``encode`` counts, as it is owned. The last rows open an
-index of 1 GB, mapped.
+pages of mapped files, which the system takes back when it likes. The last row opens an index of 1 GB, mapped (median of five).
 
 Columns: ``what`` (command line, Python API, fit, open), ``quantizer``, ``dtype`` of the file, ``gigabytes`` of it, ``seconds``,
-``megabytes_per_second``, ``anonymous_mb`` the peak, ``codes_mb`` of the result in memory (API) or on disk (command line), ``target``:
-1000 MB of anonymous memory, or 0.1 s to open; ``holds``; ``load``, the machine's one-minute load before. Seconds beside other programs
+``megabytes_per_second``, ``anonymous_mb`` the peak, ``result_mb`` that the API returns, unpacked, which are part of it, or the
+command line leaves on disk, ``target``: 1000 MB of anonymous memory beside the API's own result, or 0.1 s to open; ``holds``; ``load``, the machine's one-minute load before. Seconds beside other programs
 are upper bounds; memory does not depend on them.
 """
 
@@ -26,8 +25,9 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
-COLUMNS = ("what", "quantizer", "dtype", "gigabytes", "seconds", "megabytes_per_second", "anonymous_mb", "codes_mb", "target", "holds", "load")
-QUANTIZERS = ("pq:bits=0.25,iterations=4", "rabitq:code_bits=1", "scalar:level_bits=4")
+COLUMNS = ("what", "quantizer", "dtype", "gigabytes", "seconds", "megabytes_per_second", "anonymous_mb", "result_mb", "target", "holds",
+           "load")
+QUANTIZERS = ("rabitq:code_bits=1", "scalar:level_bits=4", "pq:bits=0.25,iterations=4")
 MEMORY_MB, OPEN_SECONDS = 1000, 0.1
 
 ENCODE = """
@@ -89,7 +89,7 @@ def make_index(path: pathlib.Path, source: pathlib.Path, size: int) -> int:
     """A saved index of at least ``size`` bytes: few bits to search, the vectors beside them for re-ranking."""
     from codeword.search.index import Index
     vectors = np.load(source, mmap_mode="r")
-    index = Index(dim=vectors.shape[1], quantizer="rabitq:code_bits=1", store="float16")
+    index = Index(dim=vectors.shape[1], quantizer="rabitq:code_bits=1", store="float16").fit(vectors[:4096])
     while len(index) * index.bytes_per_vector < size:
         index.add(vectors)
     index.compact().save(path)
@@ -98,7 +98,8 @@ def make_index(path: pathlib.Path, source: pathlib.Path, size: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of streaming encodes and fits.")
-    parser.add_argument("--vectors", type=pathlib.Path, default=ROOT.parent / "shared" / "data" / "vectors" / "minilm_sentences.f16.npy", help=".npy (rows, 384)")
+    parser.add_argument("--vectors", type=pathlib.Path, help=".npy (rows, 384)",
+                        default=ROOT.parent / "shared" / "data" / "vectors" / "minilm_sentences.f16.npy")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "streaming.csv")
     parser.add_argument("--quick", action="store_true", help="300 MB instead of 3 GB; nothing written")
     given = parser.parse_args()
@@ -114,29 +115,36 @@ def main() -> None:
         rows.append([what, quantizer, dtype, f"{amount / 1e9:.2f}", f"{seconds:.3f}", rate, f"{peak:.0f}", f"{codes / 1e6:.0f}", target,
                      "yes" if holds else "no", f"{load:.1f}"])
         print(*rows[-1], sep="  ", flush=True)
+        if not given.quick:
+            with open(given.out, "w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                writer.writerows(rows)
 
     try:
         from codeword import catalog
         sample = np.load(given.vectors, mmap_mode="r")[:4096].astype(np.float32)
-        for dtype in ("float32", "float16"):
+        for dtype in ("float16", "float32"):
             data = folder / f"{dtype}.npy"
             make_file(data, given.vectors, dtype, size)
-            for spec in QUANTIZERS if dtype == "float32" else QUANTIZERS[:1]:
+            for spec in QUANTIZERS if dtype == "float32" else QUANTIZERS[::2]:
                 name = folder / "quantizer.cw"
                 catalog.make(spec, 384).fit(sample).save(name)
                 for what in ("command line", "Python API"):
                     load = os.getloadavg()[0]
                     if what == "command line":
-                        command = [sys.executable, "-m", "codeword", "encode", str(name), str(data), "-o", str(folder / "codes.cw"), "--overwrite"]
+                        command = [sys.executable, "-m", "codeword", "encode", str(name), str(data), "-o", str(folder / "codes.cw"),
+                                   "--overwrite"]
                     else:
                         command = [sys.executable, "-c", ENCODE, str(name), str(data)]
                     text, seconds, peak = watched(command)
                     codes = (folder / "codes.cw").stat().st_size if what == "command line" else float(text.split()[1])
                     seconds = seconds if what == "command line" else float(text.split()[0])
-                    add(what, spec, dtype, data.stat().st_size, seconds, peak, codes, MEMORY_MB, peak < MEMORY_MB, load)
-            load = os.getloadavg()[0]
-            text, _, peak = watched([sys.executable, "-c", FIT, QUANTIZERS[1 if dtype == "float16" else 0], str(data)])
-            add("fit", QUANTIZERS[1 if dtype == "float16" else 0], dtype, data.stat().st_size, float(text.split()[0]), peak,
+                    beside = peak - (codes / 1e6 if what == "Python API" else 0)
+                    add(what, spec, dtype, data.stat().st_size, seconds, peak, codes, MEMORY_MB, beside < MEMORY_MB, load)
+            spec, load = QUANTIZERS[2 if dtype == "float32" else 0], os.getloadavg()[0]
+            text, _, peak = watched([sys.executable, "-c", FIT, spec, str(data)])
+            add("fit", spec, dtype, data.stat().st_size, float(text.split()[0]), peak,
                 float(text.split()[1]), MEMORY_MB, peak < MEMORY_MB, load)
             data.unlink()
         amount = make_index(folder / "index", given.vectors, size // 3)
@@ -147,11 +155,6 @@ def main() -> None:
         add("open", "rabitq:code_bits=1 and float16", "", amount, seconds, peak, 0, OPEN_SECONDS, seconds < OPEN_SECONDS, load)
     finally:
         shutil.rmtree(folder)
-    if not given.quick:
-        with open(given.out, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":
