@@ -126,7 +126,7 @@ def test_least_squares_is_the_minimum() -> None:
 
 def test_more_search_and_joint_codebooks_help_on_real_vectors() -> None:
     x = data.bundled().vectors.astype(np.float32)
-    train, test = x[:2048], x[2048:3072]
+    train, test = x[:6000], x[6000:]
     greedy, beam, joint = (getattr(codeword, kind)(dim=x.shape[1], num_codebooks=4, codebook_size=32, **options).fit(train)
                            for kind, options in (("RVQ", {"beam": 1}), ("RVQ", {"beam": 8}), ("AQ", {})))
     assert error(joint, test) < error(beam, test) < error(greedy, test)
