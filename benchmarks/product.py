@@ -37,7 +37,7 @@ from codeword.quantizers.pq import PQ
 THREADS = 2
 HELD_OUT = 5000
 BITS = (32, 64, 128)
-FIELDS = ("data", "method", "bits", "seed", "ours", "theirs", "ours_held", "theirs_held", "ours_fit", "theirs_fit", "ours_fit_cpu",
+FIELDS: tuple[str, ...] = ("data", "method", "bits", "seed", "ours", "theirs", "ours_held", "theirs_held", "ours_fit", "theirs_fit", "ours_fit_cpu",
           "theirs_fit_cpu", "ours_encode", "theirs_encode", "load")
 Row = dict[str, str]
 Coder = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
