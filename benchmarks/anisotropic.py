@@ -30,7 +30,7 @@ from codeword.quantizers.pq import PQ
 
 THRESHOLDS = (0.0, 0.1, 0.15, 0.2, 0.3)
 K = 10
-FIELDS = ("threshold", "eta", "rows", "queries", "mse", "along", "recall", "top_error", "encode_s")
+FIELDS: tuple[str, ...] = ("threshold", "eta", "rows", "queries", "mse", "along", "recall", "top_error", "encode_s")
 
 
 def main() -> None:

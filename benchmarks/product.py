@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -37,8 +38,8 @@ from codeword.quantizers.pq import PQ
 THREADS = 2
 HELD_OUT = 5000
 BITS = (32, 64, 128)
-FIELDS = ("data", "method", "bits", "seed", "ours", "theirs", "ours_held", "theirs_held", "ours_fit", "theirs_fit", "ours_fit_cpu",
-          "theirs_fit_cpu", "ours_encode", "theirs_encode", "load")
+FIELDS: tuple[str, ...] = ("data", "method", "bits", "seed", "ours", "theirs", "ours_held", "theirs_held", "ours_fit", "theirs_fit",
+                           "ours_fit_cpu", "theirs_fit_cpu", "ours_encode", "theirs_encode", "load")
 Row = dict[str, str]
 Coder = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
@@ -49,12 +50,12 @@ def ours(method: str, x: np.ndarray, books: int, seed: int) -> Coder:
 
 
 def theirs(method: str, x: np.ndarray, books: int, seed: int) -> Coder:
-    pq = faiss.ProductQuantizer(x.shape[1], books, 8)
+    pq: Any = faiss.ProductQuantizer(x.shape[1], books, 8)
     pq.cp.seed = 1234 + seed
     if method == "pq":
         pq.train(x)
         return pq.compute_codes, pq.decode
-    rotation = faiss.OPQMatrix(x.shape[1], books)
+    rotation: Any = faiss.OPQMatrix(x.shape[1], books)
     inner = faiss.ProductQuantizer(x.shape[1], books, 8)
     inner.cp.seed = 1234 + seed
     rotation.pq = inner
