@@ -29,7 +29,8 @@ import torch
 import codeword
 
 TRAIN = 16384
-SUBJECTS = [(data, kind, books) for kind, books in (("AQ", 4), ("RVQ", 4), ("AQ", 8), ("RVQ", 8), ("RVQ", 16)) for data in ("minilm", "mnist")]
+KINDS = (("AQ", 4), ("RVQ", 4), ("AQ", 8), ("RVQ", 8), ("RVQ", 16))
+SUBJECTS = [(data, kind, books) for kind, books in KINDS for data in ("minilm", "mnist")]
 MEASURES = ("base", "heldout", "fit", "fit_cpu", "encode", "encode_cpu")
 FIELDS = ("data", "quantizer", "codebooks", "bits_per_vector", "seed", "threads",
           *(f"{who}_{what}" for what in MEASURES for who in ("ours", "theirs")), "load")
@@ -76,14 +77,16 @@ def measure(quantizer: Any, base: np.ndarray, chosen: np.ndarray) -> dict[str, f
     errors = ((base - np.asarray(quantizer.decode(codes))).astype(np.float64) ** 2).sum(1)
     rest = np.ones(len(base), dtype=bool)
     rest[chosen] = False
-    return {"base": errors.mean(), "heldout": errors[rest].mean(), "fit": fit, "fit_cpu": fit_cpu, "encode": encode, "encode_cpu": encode_cpu}
+    return {"base": errors.mean(), "heldout": errors[rest].mean(), "fit": fit, "fit_cpu": fit_cpu, "encode": encode,
+            "encode_cpu": encode_cpu}
 
 
 def row(base: np.ndarray, data: str, kind: str, books: int, seed: int, threads: int) -> dict[str, Any]:
     chosen = np.random.default_rng(seed).permutation(len(base))[:TRAIN]
     ours = getattr(codeword, kind)(dim=base.shape[1], num_codebooks=books, seed=seed)
     contestants: list[tuple[str, Any]] = [("ours", ours), ("theirs", Theirs(kind, base.shape[1], books, seed))]
-    found: dict[str, Any] = {"data": data, "quantizer": kind, "codebooks": books, "bits_per_vector": 8 * books, "seed": seed, "threads": threads}
+    found: dict[str, Any] = {"data": data, "quantizer": kind, "codebooks": books, "bits_per_vector": 8 * books, "seed": seed,
+                             "threads": threads}
     for who, quantizer in contestants if seed % 2 == 0 else contestants[::-1]:
         found |= {f"{who}_{what}": f"{value:.6g}" for what, value in measure(quantizer, base, chosen).items()}
     return found | {"load": f"{os.getloadavg()[0]:.1f}"}
@@ -102,7 +105,8 @@ def table(rows: list[dict[str, str]]) -> None:
         mine = [r for r in rows if (r["data"], r["quantizer"], r["codebooks"]) == (data, kind, str(books))]
         if not mine:
             continue
-        mean = {f"{who}_{what}": statistics.mean(float(r[f"{who}_{what}"]) for r in mine) for what in MEASURES for who in ("ours", "theirs")}
+        keys = [f"{who}_{what}" for what in MEASURES for who in ("ours", "theirs")]
+        mean = {key: statistics.mean(float(r[key]) for r in mine) for key in keys}
         ratio = {what: mean[f"ours_{what}"] / mean[f"theirs_{what}"] for what in MEASURES}
         print(f"{data:7}{kind:4}{books:3}  {len(mine):5}   {mean['ours_base']:<9.6g} {ratio['base']:.4f} {mean['ours_heldout']:<9.6g} "
               f"{ratio['heldout']:.4f} {mean['ours_fit']:6.1f} {ratio['fit']:6.2f} {ratio['fit_cpu']:5.2f} {mean['ours_encode']:8.2f} "

@@ -29,6 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -64,7 +65,7 @@ def relative(estimate: Tensor, truth: Tensor) -> float:
     return float(((estimate - truth).abs() / truth).mean())
 
 
-def scanned_error(quantizer: RaBitQ | CAQ | SAQ, base: Tensor, queries: Tensor, truth: Tensor) -> float:
+def scanned_error(quantizer: Any, base: Tensor, queries: Tensor, truth: Tensor) -> float:
     found = quantizer.scan(quantizer.pack(quantizer.encode(base)), quantizer.prepare(queries, "l2"), 0, len(base))[0]
     return relative(found.double() + queries.double().square().sum(1, keepdim=True), truth)
 

@@ -1,4 +1,4 @@
-// Bindings of bit_scan and segment_scan.
+// Bindings of bit_scan, its queries, and segment_scan.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -9,6 +9,8 @@
 #include "bit_scan/bit_scan.h"
 #include "isa.h"
 #include "pool.h"
+#include "project/project.h"
+#include "rotate/rotate.h"
 #include "segment_scan/segment_scan.h"
 #include "spans.h"
 
@@ -132,19 +134,60 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
     });
 }
 
-void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, In plan_, In z1, In z, In scalars, bool l2, In spans, In coarse,
-                  std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
-    const int64_t block = 32, segments = size("plan", plan_, 0);
+// Queries (q, n) made ready for bit_scan: see bit_blocks.prepare_reference. A row at a time, so that it is the same in any batch.
+void bit_query(In queries_, In center_, In signs_, int64_t bits, double slack, bool l2, Out z1_, Out z_, Out scalars_, Out norms_, int64_t num_threads) {
+    if (bits < 1 || bits > 9) refuse("bit_query got " + std::to_string(bits) + " bits; 1..9 are allowed");
+    const int64_t count = size("queries", queries_, 0), n = size("queries", queries_, 1);
+    if (n < 1) refuse("bit_query got width 0; at least 1 is needed");
+    const int64_t eights = (n + 7) / 8 * 8, width = bits > 1 ? (n + 31) / 32 * 32 : 0;
+    const float* queries = in<float>("queries", queries_, {count, n});
+    const float* center = in<float>("center", center_, {n});
+    const float* signs = in<float>("signs", signs_, {4, n});
+    int8_t* z1 = out<int8_t>("z1", z1_, {count, eights});
+    int16_t* z = out<int16_t>("z", z_, {count, width});
+    float* scalars = out<float>("scalars", scalars_, {count, 4});
+    float* norms = out<float>("norms", norms_, {count});
+    int64_t power = 1;
+    while (power <= n / 2) power *= 2;
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(power)));
+    const int workers = threads(num_threads);
+    std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(product(2 * n, workers))]);
+    auto project = CODEWORD_PICK(project_one);
+    auto turn = CODEWORD_PICK(rotate);
+    auto integers = CODEWORD_PICK(bit_round);
+    auto norm = CODEWORD_PICK(bit_norm);
+    nb::gil_scoped_release release;
+    const int64_t chunk = 16;
+    parallel((count + chunk - 1) / chunk, workers, [&](int64_t part, int slot) {
+        float *centred = scratch.get() + 2 * n * slot, *rotated = centred + n;
+        for (int64_t q = part * chunk; q < count && q < (part + 1) * chunk; ++q) {
+            const float* x = queries + q * n;
+            float towards, steps[2], *numbers = scalars + 4 * q;
+            project(x, center, &towards, n, 0, 1);
+            for (int64_t i = 0; i < n; ++i) centred[i] = l2 ? x[i] - center[i] : x[i];
+            turn(centred, signs, rotated, n, power, scale, false, 0, 1);
+            integers(rotated, n, static_cast<int>(bits), z1 + q * eights, z + q * width, steps);
+            norms[q] = norm(x, n);
+            const float weight = l2 ? 0.5f : 0.25f;
+            numbers[0] = steps[0] * weight;
+            numbers[1] = steps[1] * weight;
+            numbers[2] = towards * (l2 ? -2.0f : -1.0f);
+            numbers[3] = l2 ? static_cast<float>(slack) : static_cast<float>(slack / 2) * std::sqrt(norms[q]);
+        }
+    });
+}
+
+// Where the segments of a plan lie, into parts and blocks; groups of 32 dimensions in the segments with more than one bit.
+int64_t read_plan(const char* op, const In& plan_, SegmentPart* parts, SegmentBlocks& blocks) {
+    const int64_t segments = size("plan", plan_, 0);
     if (segments < 1 || segments > SEGMENTS)
-        refuse("segment_scan got " + std::to_string(segments) + " segments; 1.." + std::to_string(SEGMENTS) + " are allowed");
+        refuse(std::string(op) + " got " + std::to_string(segments) + " segments; 1.." + std::to_string(SEGMENTS) + " are allowed");
     const int64_t* plan = in<int64_t>("plan", plan_, {segments, 2});
-    SegmentPart parts[SEGMENTS];
-    SegmentBlocks blocks{};
     int64_t groups = 0;
     for (int64_t s = 0; s < segments; ++s) {
         const int64_t length = plan[2 * s], bits = plan[2 * s + 1];
         if (length < 1 || length > (int64_t{1} << 24) || bits < 1 || bits > 13)
-            refuse("segment_scan got a segment of " + std::to_string(length) + " dimensions and " + std::to_string(bits) +
+            refuse(std::string(op) + " got a segment of " + std::to_string(length) + " dimensions and " + std::to_string(bits) +
                    " bits; 1..2^24 and 1..13 are allowed");
         const int64_t eights = (length + 7) / 8, thirties = (length + 31) / 32;
         parts[s] = {eights, thirties, blocks.eights, blocks.width, 8 * blocks.eights, 32 * groups, bits > 1 ? blocks.refined : -1, static_cast<int>(bits)};
@@ -153,6 +196,69 @@ void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, I
         groups += bits > 1 ? thirties : 0;
         blocks.refined += bits > 1;
     }
+    blocks.parts = parts;
+    blocks.count = segments;
+    return groups;
+}
+
+// What queries multiply segments with, made ready for segment_scan: see segment_blocks.prepare_reference.
+void segment_query(In z_, In centred_, In towards_, In plan_, In constants_, bool l2, Out z1_, Out wide_, Out scalars_, int64_t num_threads) {
+    SegmentPart parts[SEGMENTS];
+    SegmentBlocks blocks{};
+    const int64_t groups = read_plan("segment_query", plan_, parts, blocks), segments = blocks.count;
+    const int64_t* plan = in<int64_t>("plan", plan_, {segments, 2});
+    int64_t coded = 0;
+    for (int64_t s = 0; s < segments; ++s) coded += plan[2 * s];
+    const int64_t count = size("z", z_, 0), dim = size("centred", centred_, 1), eights = 8 * blocks.eights;
+    const float* z = in<float>("z", z_, {count, coded});
+    const float* centred = in<float>("centred", centred_, {count, dim});
+    const float* towards = in<float>("towards", towards_, {count});
+    const double* constants = in<double>("constants", constants_, {3, segments});
+    int8_t* z1 = out<int8_t>("z1", z1_, {count, eights});
+    int16_t* wide = out<int16_t>("wide", wide_, {count, 32 * groups});
+    float* scalars = out<float>("scalars", scalars_, {count, 1 + 4 * segments});
+    auto integers = CODEWORD_PICK(bit_round);
+    auto square = CODEWORD_PICK(bit_square);
+    nb::gil_scoped_release release;
+    const int64_t chunk = 16;
+    parallel((count + chunk - 1) / chunk, threads(num_threads), [&](int64_t part, int) {
+        for (int64_t q = part * chunk; q < count && q < (part + 1) * chunk; ++q) {
+            double squares[SEGMENTS], spread[SEGMENTS], total = 0;
+            const float* from = z + q * coded;
+            for (int64_t s = 0; s < segments; from += plan[2 * s], ++s) {
+                squares[s] = square(from, plan[2 * s]);
+                total = s ? total + squares[s] : squares[s];
+            }
+            double whole = l2 ? square(centred + q * dim, dim) : 0;
+            whole = std::max(std::max(whole, total), 1e-300);
+            float* numbers = scalars + q * (1 + 4 * segments);
+            numbers[0] = static_cast<float>(static_cast<double>(towards[q]) * (l2 ? -2.0 : -1.0));
+            from = z + q * coded;
+            for (int64_t s = 0; s < segments; from += plan[2 * s], ++s) {
+                const double share = l2 ? std::max(squares[s] / whole, constants[s]) : squares[s] / 4, unseen = constants[2 * segments + s];
+                spread[s] = unseen < INFINITY ? unseen * share : INFINITY;
+                float steps[2];
+                integers(from, plan[2 * s], parts[s].bits, z1 + q * eights + parts[s].z1, wide + q * 32 * groups + parts[s].z, steps);
+                const float weight = l2 ? 0.5f : 0.25f;
+                numbers[1 + 4 * s] = steps[0] * weight;
+                numbers[2 + 4 * s] = steps[1] * weight;
+                numbers[3 + 4 * s] = static_cast<float>(constants[segments + s] * share);
+            }
+            for (int64_t s = 0; s < segments; ++s) {
+                double left = spread[s];
+                for (int64_t t = s + 1; t < segments; ++t) left += spread[t];
+                numbers[4 + 4 * s] = static_cast<float>(left);
+            }
+        }
+    });
+}
+
+void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, In plan_, In z1, In z, In scalars, bool l2, In spans, In coarse,
+                  std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
+    const int64_t block = 32;
+    SegmentPart parts[SEGMENTS];
+    SegmentBlocks blocks{};
+    const int64_t groups = read_plan("segment_scan", plan_, parts, blocks), segments = blocks.count;
     const int64_t count = size("planes", planes, 0), rows = product(count, block);
     const int64_t queries = size("z1", z1, 0), probes = size("spans", spans, 1), k = size("distances", distances, 1);
     blocks.planes = in<uint8_t>("planes", planes, {count, blocks.eights, block});
@@ -161,8 +267,6 @@ void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, I
     blocks.rest = in<uint8_t>("rest", rest, {rows, blocks.width});
     blocks.rest_factors = in<float>("rest_factors", rest_factors, {rows, 2 * blocks.refined});
     blocks.allowed = allowed ? in<uint8_t>("allowed", *allowed, {rows}) : nullptr;
-    blocks.parts = parts;
-    blocks.count = segments;
     const int8_t* table_values = in<int8_t>("z1", z1, {queries, 8 * blocks.eights});
     const int16_t* values = in<int16_t>("z", z, {queries, 32 * groups});
     const float* numbers = in<float>("scalars", scalars, {queries, 1 + 4 * segments});
@@ -196,6 +300,10 @@ void bind_bits(nb::module_& m) {
     m.def("bit_scan", &bit_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"), nb::arg("bits"),
           nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"), nb::arg("allowed").none(),
           nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));
+    m.def("bit_query", &bit_query, nb::arg("queries"), nb::arg("center"), nb::arg("signs"), nb::arg("bits"), nb::arg("slack"), nb::arg("l2"),
+          nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("norms"), nb::arg("num_threads"));
+    m.def("segment_query", &segment_query, nb::arg("z"), nb::arg("centred"), nb::arg("towards"), nb::arg("plan"), nb::arg("constants"), nb::arg("l2"),
+          nb::arg("z1"), nb::arg("wide"), nb::arg("scalars"), nb::arg("num_threads"));
     m.def("segment_scan", &segment_scan, nb::arg("planes"), nb::arg("factors"), nb::arg("centers"), nb::arg("rest"), nb::arg("rest_factors"),
           nb::arg("plan"), nb::arg("z1"), nb::arg("z"), nb::arg("scalars"), nb::arg("l2"), nb::arg("spans"), nb::arg("coarse"),
           nb::arg("allowed").none(), nb::arg("distances"), nb::arg("rows"), nb::arg("num_threads"));

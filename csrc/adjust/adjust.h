@@ -18,7 +18,7 @@ struct AdjustTask {
 };
 
 // Largest uniform step that is near the optimum for a unit Gaussian, by bits - 1 (Max 1960; beyond 9 bits by its asymptote).
-inline constexpr double adjust_steps[13] = {1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308, 0.0166, 0.00890, 0.00475,
+constexpr double adjust_steps[13] = {1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308, 0.0166, 0.00890, 0.00475,
                                             0.00252, 0.00133};
 
 }  // namespace codeword

@@ -134,6 +134,45 @@ void scan(const BitBlocks& blocks, const Ready* ready, const int64_t* spans, con
 
 }  // namespace
 
+void bit_round(const float* rotated, int64_t n, int bits, int8_t* z1, int16_t* z, float* steps) {
+    float fours = 0.0f, largest = 0.0f;
+    for (int64_t i = 0; i < n; i += 4) {
+        float a[4] = {};
+        for (int64_t j = i; j < n && j < i + 4; ++j) {
+            a[j - i] = __builtin_fabsf(rotated[j]);
+            largest = a[j - i] > largest ? a[j - i] : largest;
+        }
+        const float sum = (a[0] + a[1]) + (a[2] + a[3]);
+        fours = sum > fours ? sum : fours;
+    }
+    steps[0] = fours / 125.0f;
+    steps[1] = 0.0f;
+    const float step1 = steps[0] > 1e-38f ? steps[0] : 1e-38f;
+    for (int64_t i = 0; i < n; ++i) z1[i] = static_cast<int8_t>(__builtin_rintf(rotated[i] / step1));
+    for (int64_t i = n; i < (n + 7) / 8 * 8; ++i) z1[i] = 0;
+    if (bits == 1) return;
+    // Eight lanes of int32 must hold their share of the products.
+    const int64_t width = (n + GROUP - 1) / GROUP * GROUP, room = ((int64_t{1} << 34) - 1) / (((int64_t{1} << bits) - 1) * width);
+    steps[1] = largest / static_cast<float>(room < 32767 ? room : 32767);
+    const float step2 = steps[1] > 1e-38f ? steps[1] : 1e-38f;
+    for (int64_t i = 0; i < n; ++i) z[i] = static_cast<int16_t>(__builtin_rintf(rotated[i] / step2));
+    for (int64_t i = n; i < width; ++i) z[i] = 0;
+}
+
+double bit_square(const float* x, int64_t n) {
+    double lanes[8] = {};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; ++j) lanes[j] += static_cast<double>(x[i + j]) * x[i + j];
+    for (int j = 0; i + j < n; ++j) lanes[j] += static_cast<double>(x[i + j]) * x[i + j];
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+float bit_norm(const float* x, int64_t n) {
+    const double square = bit_square(x, n);  // float32 entries cannot overflow it
+    return square < INFINITY ? static_cast<float>(square) : NAN;
+}
+
 int64_t bit_scan_scratch(const BitBlocks& blocks) { return table_bytes(blocks.eights) + split_bytes(blocks.groups); }
 
 void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,

@@ -48,6 +48,11 @@ constexpr int64_t BIT_SHARED = 4;  // queries that may read a code together
 // bit_collect: candidates of rows start..stop of one span of one query against a k-th distance that later ones can only lower, in order of
 // rows; out holds stop - start. bit_replay: what bit_scan does with them in that order. bit_finish: sorts and pads.
 CODEWORD_EACH_TARGET(
+    // A rotated query (n) in integers: z1 (8 ceil(n/8)), z (32 ceil(n/32), for bits > 1), their steps (2).
+    void bit_round(const float* rotated, int64_t n, int bits, int8_t* z1, int16_t* z, float* steps);
+    // |x|^2 in float64, eight lanes; and rounded once, NaN where an entry is not finite.
+    double bit_square(const float* x, int64_t n);
+    float bit_norm(const float* x, int64_t n);
     int64_t bit_scan_scratch(const BitBlocks& blocks);
     void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,
                   int64_t k, uint8_t* scratch, float* distances, int64_t* rows);

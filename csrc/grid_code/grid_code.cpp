@@ -173,6 +173,39 @@ double beyond(const int32_t* a, int64_t dim, double edge) {
     return sum;
 }
 
+// Whether a code met in [from, to] can have a residual within the limit.
+bool near(const Row& row, int64_t dim, double from, double to, float top, double limit) {
+    const float bound = static_cast<float>(limit * to * to * 1.000001);  // larger in float32 too
+    return part_bound(row.f, dim, static_cast<float>(from), static_cast<float>(to), top, bound) <= bound;
+}
+
+// The steps up to `to`, from where row, n and d stand; the first code of the best score so far into out.
+void walk(Row& row, double to, int64_t& n, int64_t& d, double& found, uint8_t* out) {
+    const int64_t count = row.steps_before(to);
+    double here = score(n, d);
+    int64_t steps = 0;
+    bool better = here > found;
+    if (better) found = here;
+    for (int64_t s = 0; s < count; ++s) {
+        const int32_t i = row.steps[s].i;
+        n += 2 * static_cast<int64_t>(row.a[i]);
+        d += 8 * (static_cast<int64_t>(row.u[i]) + 1);
+        here = score(n, d);
+        if (here > found) {
+            found = here;
+            steps = s + 1;
+            better = true;
+        }
+    }
+    if (better) {
+        for (int64_t i = 0; i < row.dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
+        for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
+    }
+    row.take(count);
+}
+
+constexpr int PIECES = 4;
+
 }  // namespace
 
 double grid_score(const int32_t* a, int64_t dim, int half, const uint16_t* codes) {
@@ -223,35 +256,22 @@ void grid_code(const int32_t* a, int64_t dim, int cells, double good, uint8_t* o
         const bool saturating = from * largest >= cells;
         to = from + (saturating ? from / (2 * cells) : 0.5 / largest);
         if (saturating && beyond(a, dim, (cells - 0.5) / from) > limit) return;
-        const float t1 = static_cast<float>(from), t2 = static_cast<float>(to);
-        const float bound = static_cast<float>(limit * to * to * 1.000001);  // larger in float32 too
-        if (part_bound(row.f, dim, t1, t2, top, bound) > bound) {
+        if (!near(row, dim, from, to, top, limit)) {
             open = false;
             continue;
         }
-        if (!open) row.start_at(from, n, d);
-        const int64_t count = row.steps_before(to);
-        double here = score(n, d);
-        int64_t steps = 0;
-        bool better = here > found;
-        if (better) found = here;
-        for (int64_t s = 0; s < count; ++s) {
-            const int32_t i = row.steps[s].i;
-            n += 2 * static_cast<int64_t>(a[i]);
-            d += 8 * (static_cast<int64_t>(row.u[i]) + 1);
-            here = score(n, d);
-            if (here > found) {
-                found = here;
-                steps = s + 1;
-                better = true;
-            }
+        // What is left is cut once more: shorter parts have larger bounds and fewer steps.
+        double start = from;
+        for (int piece = 1; piece <= PIECES; ++piece) {
+            const double stop = piece == PIECES ? to : from + (to - from) * (static_cast<double>(piece) / PIECES);
+            if (near(row, dim, start, stop, top, limit)) {
+                if (!open) row.start_at(start, n, d);
+                walk(row, stop, n, d, found, out);
+                open = true;
+            } else
+                open = false;
+            start = stop;
         }
-        if (better) {
-            for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<uint8_t>(row.u[i]);
-            for (int64_t s = 0; s < steps; ++s) ++out[row.steps[s].i];
-        }
-        row.take(count);
-        open = true;
     }
     row.end(n, d);  // the last code is nearest only to points beyond the walk
     if (score(n, d) > found)

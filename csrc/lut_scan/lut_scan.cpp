@@ -254,7 +254,7 @@ CODEWORD_INLINE void nibble_tile(const uint8_t* codes, int64_t groups, int64_t a
         CODEWORD_UNROLL
         for (int b = 0; b < B; ++b) {
             const uint8_t* at = codes + 64 * (groups * b + g);
-            _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(codes + 64 * (B * g + b) + ahead), _MM_HINT_T0);
             const __m512i code = _mm512_loadu_si512(at);
             a[b] = _mm512_ternarylogic_epi32(code, low, lane, 0xEA);  // (code & low) | lane
             c[b] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(code, 4), low, lane, 0xEA);
@@ -283,7 +283,7 @@ CODEWORD_INLINE void nibble_tile(const uint8_t* codes, int64_t groups, int64_t a
 template <int Q>
 void nibble_looks(const LutBlocks& blocks, const uint8_t* codes, const uint8_t* end, int64_t count, const LutQuery* queries,
                   const Limit* limits, const float* terms, Looks& looks, int at) {
-    constexpr int B = 4 / Q;
+    constexpr int B = Q > 1 ? 1 : 2;
     const int64_t groups = (blocks.books + 3) / 4;
     for (int64_t b = 0; b < count;) {
         const int64_t ahead = end - codes > AHEAD + 64 * groups * B ? AHEAD : 0, place = at * TILE + b;

@@ -341,7 +341,8 @@ CODEWORD_INLINE bool tile_by_bytes(const NearestBook& book, const BytesScratch& 
             __m512 e = _mm512_fmadd_ps(p, _mm512_set1_ps(b.group_norms[g]),
                                        _mm512_fmadd_ps(q, _mm512_set1_ps(b.group_residuals[g]), _mm512_set1_ps(b.group_floors[g])));
             __m512 high = _mm512_add_ps(_mm512_loadu_ps(maxima + g * TILE), e);
-            __mmask16 hits = _mm512_mask_cmp_ps_mask(_mm512_cmpneq_epi32_mask(top, _mm512_set1_epi32((int)g)), high, limit, _CMP_NLT_UQ);
+            __mmask16 hits = _mm512_cmpneq_epi32_mask(top, _mm512_set1_epi32((int)g));
+            hits = _mm512_mask_cmp_ps_mask(hits, high, limit, _CMP_NLT_UQ);
             s.hits[2 * hit_count] = (int32_t)g;
             s.hits[2 * hit_count + 1] = hits;
             hit_count += hits != 0;

@@ -37,7 +37,8 @@ CODEWORD_INLINE f64v exact_lanes(Left left, Right right) {
 
 // One row against every codeword by the definition; columns: (D, F64 * blocks) float32, the codebook turned, padded with infinity.
 template <int D>
-__attribute__((noinline)) static void settle(const float* row, const float* columns, int64_t width, int64_t k, int64_t* index, float* distance) {
+__attribute__((noinline)) static void settle(const float* row, const float* columns, int64_t width, int64_t k, int64_t* index,
+                                              float* distance) {
     f64v best = splat(__builtin_inf());
     i64v at{}, lane{};
     CODEWORD_UNROLL

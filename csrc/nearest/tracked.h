@@ -110,7 +110,10 @@ CODEWORD_INLINE bool track_row(const NearestBook& book, const Moves& moves, cons
         float left = bound_of(own_square);
         if (left < bounds[home]) bounds[home] = left;
     }
-    for (int64_t i = 0; i < kept; ++i) bounds[s.scored[i].group] = s.scored[i].nearest == best.index ? s.scored[i].second : s.scored[i].least;
+    for (int64_t i = 0; i < kept; ++i) {
+        const Scored& group = s.scored[i];
+        bounds[group.group] = group.nearest == best.index ? group.second : group.least;
+    }
     *index = best.index;
     *distance = (float)best.distance;
     return true;

@@ -131,8 +131,30 @@ def test_many_threads_on_few_queries_and_few_codes_for_many_queries(bits: int) -
             alone = [bit_blocks._native(blocks, query.select(i), spans[i:i + 1], coarse[i:i + 1], k, allowed, 1) for i in range(9)]
             for count in (1, 2, 9):
                 for num_threads in (1, 2, 3, 11):
-                    some_queries = Query(*(t[:count] for t in query[:4]), query.l2)
+                    some_queries = Query(query.z1[:count], query.z[:count], query.scalars[:count], query.norms[:count], query.l2)
                     distances, rows = bit_blocks._native(blocks, some_queries, spans[:count], coarse[:count], k, allowed, num_threads)
                     assert torch.equal(distances, torch.cat([d for d, _ in alone[:count]])), (isa, k, count, num_threads)
                     assert torch.equal(rows, torch.cat([r for _, r in alone[:count]])), (isa, k, count, num_threads)
+    module.set_isa("")
+
+
+@native
+@pytest.mark.parametrize("n", [1, 7, 31, 63, 100, 257, 384])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-41, 0.0, 1e18])
+def test_queries_equal_their_definition(n: int, scale: float) -> None:
+    module = dispatch.native()
+    assert module is not None
+    g = torch.Generator().manual_seed(n)
+    queries, center = torch.randn(37, n, generator=g) * scale, torch.randn(n, generator=g) * scale
+    queries[3] = 0
+    signs = torch.where(torch.rand(4, n, generator=g) < 0.5, -1.0, 1.0)
+    for bits in (1, 2, 9):
+        for l2 in (True, False):
+            want = bit_blocks.prepare_reference(queries, center, signs, bits, 1.9, l2)
+            for isa in module.runnable_isas():
+                module.set_isa(isa)
+                got = bit_blocks.prepare(queries, center, signs, bits, 1.9, l2)
+                one = bit_blocks.prepare(queries[5:6], center, signs, bits, 1.9, l2)
+                for a, b, c in zip(got[:4], want[:4], one[:4], strict=True):
+                    assert a.dtype == b.dtype and torch.equal(a, b) and torch.equal(a[5:6], c), (isa, bits, l2)
     module.set_isa("")

@@ -16,7 +16,9 @@ from .conftest import DISTRIBUTIONS, equal, pairs
 
 # n, k, d: one and both sides of every register tile, panel, group and tail; the slices of product quantization.
 SHAPES = [(1, 7, 3), (7, 1, 1), (63, 64, 2), (64, 65, 4), (65, 100, 5), (100, 257, 8), (257, 63, 9), (9, 256, 31), (5, 33, 384),
-          (6, 3000, 7), (200, 3, 6), (0, 5, 4), (33, 100, 1), (5, 16, 0)]
+          (6, 3000, 7), (200, 3, 6), (0, 5, 4), (33, 100, 1), (5, 16, 0),
+          # rows in lanes, the screen in bytes, and more groups of codewords than one
+          (100, 33, 12), (67, 1100, 5), (129, 64, 13), (193, 300, 63), (150, 257, 100), (131, 8300, 14)]
 
 
 def by_definition(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,19 @@ def test_near_the_limit_of_the_screen(isa: str) -> None:
     g = torch.Generator().manual_seed(3)
     base = torch.randn(1, 48, generator=g)
     codebook = base + torch.randint(-2, 3, (700, 48), generator=g) * 2.0**-22
-    x = base + torch.randn(60, 48, generator=g) * 1e-3
+    for n, d in ((60, 48), (200, 48), (200, 7)):
+        x = (base + torch.randn(n, 48, generator=g) * 1e-3)[:, :d]
+        got, want = ops.nearest(x, codebook[:, :d]), by_definition(x, codebook[:, :d])
+        assert equal(got[0], want[0]) and equal(got[1], want[1]), (n, d)
+
+
+def test_some_rows_near_ties_and_others_not(isa: str) -> None:
+    """Tiles of rows that the screen in bytes must leave to float32 beside tiles that it decides."""
+    g = torch.Generator().manual_seed(4)
+    codebook = torch.cat((torch.randn(400, 30, generator=g), 9 + torch.randint(-2, 3, (400, 30), generator=g) * 2.0**-18))
+    x = torch.randn(900, 30, generator=g)
+    x[100:300] = 9 + 1e-3 * torch.randn(200, 30, generator=g)
+    x[700] = torch.inf
     got, want = ops.nearest(x, codebook), by_definition(x, codebook)
     assert equal(got[0], want[0]) and equal(got[1], want[1])
 

@@ -39,7 +39,7 @@ def problem(plan: Plan, l2: bool, rows: int = 460, queries: int = 4, stages: boo
     scalars = [torch.rand(queries, generator=g)]
     for s, (_, bits) in enumerate(plan):
         unseen = torch.full((queries,), 0.2 * (len(plan) - s)) if stages else torch.full((queries,), torch.inf)
-        scalars += [torch.full((queries,), 0.02), torch.full((queries,), 0.02 / 31 * 0.03 / 2**bits * 2), torch.full((queries,), 0.01), unseen]
+        scalars += [torch.full((queries,), value) for value in (0.02, 0.02 / 31 * 0.06 / 2**bits, 0.01)] + [unseen]
     query = SegmentQuery(z1.to(torch.int8), torch.cat(z, 1).to(torch.int16) if z else torch.zeros(queries, 0, dtype=torch.int16),
                          torch.stack(scalars, 1), torch.ones(queries), l2)
     spans = torch.tensor([[0, 64], [64, 224], [224, rows]]).expand(queries, 3, 2).clone()
@@ -125,3 +125,23 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
             segment_blocks.segment_scan(blocks._replace(planes=blocks.planes[:, :3].contiguous()), query, spans, coarse, 3, None, 1)
         with pytest.raises(ValueError, match="scalars"):
             segment_blocks.segment_scan(blocks, query._replace(scalars=query.scalars[:, :5].contiguous()), spans, coarse, 3, None, 1)
+
+
+@native
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan[:4]))
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 0.0, 1e17])
+def test_queries_equal_their_definition(plan: Plan, scale: float) -> None:
+    module = dispatch.native()
+    assert module is not None
+    g = torch.Generator().manual_seed(0)
+    n = sum(length for length, _ in plan)
+    centred = torch.randn(21, n + 5, generator=g) * scale
+    z, towards, constants = centred[:, :n].contiguous(), torch.randn(21, generator=g), torch.rand(3, len(plan), generator=g).double()
+    for l2 in (True, False):
+        for seen in (constants, torch.where(torch.tensor([[False], [False], [True]]), torch.inf, constants)):
+            want = segment_blocks.prepare_reference(z, centred, towards, torch.ones(21), plan, seen, l2)
+            for isa in module.runnable_isas():
+                module.set_isa(isa)
+                for a, b in zip(segment_blocks.prepare(z, centred, towards, torch.ones(21), plan, seen, l2)[:4], want[:4], strict=True):
+                    assert a.dtype == b.dtype and torch.equal(a, b), (isa, l2)
+    module.set_isa("")

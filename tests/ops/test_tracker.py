@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from codeword import ops
+from codeword.errors import ShapeError
 
 from .conftest import equal, pairs
 
@@ -40,7 +43,7 @@ def test_every_call_is_nearest(isa: str, distribution: str, shape: tuple[int, in
     for turn, how in enumerate(MOVES):
         tracker.move(codebook)
         cut = (0, 100, len(x)) if turn != 4 else (0, 100)  # a block that misses a call starts anew
-        for start, stop in zip(cut, cut[1:], strict=False):
+        for start, stop in itertools.pairwise(cut):
             got, want = tracker.nearest(x[start:stop], start), ops.nearest(x[start:stop], codebook)
             assert equal(got.indices, want.indices) and equal(got.distances, want.distances), (turn, how)
         codebook = moved(codebook, how, turn)
@@ -64,5 +67,5 @@ def test_wrong_blocks_are_refused() -> None:
     tracker = ops.Tracker(10)
     tracker.move(torch.randn(300, 20, generator=torch.Generator().manual_seed(0)))
     if tracker.native:
-        with pytest.raises(ops.functions.ShapeError, match="Tracker got"):
+        with pytest.raises(ShapeError, match="Tracker got"):
             tracker.nearest(torch.zeros(5, 20), 6)

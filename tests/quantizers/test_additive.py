@@ -12,7 +12,7 @@ import codeword
 from codeword import data
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts import additive
-from codeword.quantizer import Progressive
+from codeword.quantizer import Progressive, Scannable
 
 KINDS = ("RVQ", "AQ")
 
@@ -176,6 +176,25 @@ def test_odd_data(kind: str) -> None:
     assert np.isfinite(np.asarray(small(kind).fit(outlier).codebooks.detach())).all()
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scan_gives_the_distances_of_decoded_rows(kind: str, metric: str) -> None:
+    x, queries = rows(100), torch.from_numpy(rows(7, seed=3))
+    quantizer = small(kind).fit(x)
+    assert isinstance(quantizer, Scannable)
+    codes = quantizer.encode(torch.from_numpy(x[:96]))
+    given = torch.from_numpy(rows(3, seed=4)).repeat_interleave(32, dim=0)
+    values, q = torch.as_tensor(quantizer.decode(codes)).double() + given.double(), queries.double()
+    packed = quantizer.pack(codes, given)
+    assert torch.equal(torch.as_tensor(quantizer.unpack(packed, torch.arange(96)).indices), torch.as_tensor(codes.indices))
+    found = quantizer.scan(packed, quantizer.prepare(queries, metric), 0, 96)[0].double()
+    if metric == "l2":
+        coarse, exact = torch.cdist(q, given.double()) ** 2, torch.cdist(q, values) ** 2
+    else:
+        coarse, exact = -q @ given.double().mT, -q @ values.mT
+    torch.testing.assert_close(found + coarse, exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dial_and_refusals(kind: str) -> None:
     make = getattr(codeword, kind)
@@ -184,6 +203,7 @@ def test_dial_and_refusals(kind: str) -> None:
     assert make.for_bits(384, 64 / 384).nominal_bits == 64 / 384
     with pytest.raises(Unsupported, match=r"bits=0\.3"):
         make.for_bits(7, 0.3)
-    for wrong in ({"beam": 0}, {"num_codebooks": 0}, {"num_codebooks": 65}, {"codebook_size": 1}, {"num_codebooks": 4, "codebook_size": 1 << 16}):
+    for wrong in ({"beam": 0}, {"num_codebooks": 0}, {"num_codebooks": 65}, {"codebook_size": 1},
+                  {"num_codebooks": 4, "codebook_size": 1 << 16}):
         with pytest.raises(CodewordError):
             small(kind, **wrong)

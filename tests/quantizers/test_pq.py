@@ -67,7 +67,8 @@ def test_rows_move_without_loss(size: int) -> None:
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
 def test_index_agrees_with_the_plain_definition(size: int, nlist: int | None, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, x = fitted(size, rows=900)
-    index = codeword.Index(dim=DIM, metric=metric, quantizer=PQ(dim=DIM, num_codebooks=6, codebook_size=size, iterations=3), nlist=nlist).fit(x)
+    pq = PQ(dim=DIM, num_codebooks=6, codebook_size=size, iterations=3)
+    index = codeword.Index(dim=DIM, metric=metric, quantizer=pq, nlist=nlist).fit(x)
     index.add(x[:600])
     index.add(x[600:])
     index.remove(np.arange(0, 900, 7))

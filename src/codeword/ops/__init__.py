@@ -39,6 +39,7 @@ from codeword.ops.grid import grid_code
 from codeword.ops.lut_blocks import lut_scan, lut_tables
 
 __all__ = [
+    "INDEX_DTYPES", "Nearest", "SegmentSum", "Tracker", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard",
     "INDEX_DTYPES", "Nearest", "available", "bit_scan", "choice", "choices", "e8_nearest", "grid_code", "hadamard", "native_info",
     "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
     "INDEX_DTYPES", "Nearest", "adjust_code", "available", "bit_scan", "choice", "choices", "grid_code", "hadamard", "lut_scan",

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from codeword.errors import ShapeError
-from codeword.ops import dispatch
+from codeword.ops import dispatch, functions
 
 BLOCK = 32
 GROUP = 32
@@ -76,6 +76,34 @@ def bit_scan(blocks: Blocks, query: Query, spans: Tensor, coarse: Tensor, k: int
     if native:
         return _native(blocks, query, spans, coarse, k, allowed, num_threads)
     return reference(blocks, query, spans, coarse, k, allowed)
+
+
+def prepare(queries: Tensor, center: Tensor, signs: Tensor, bits: int, slack: float, l2: bool) -> Query:
+    """Queries (q, n) float32 for rows y = P (x - center), P the rotation of ``signs``, with the bound's ``slack``; exactly
+    ``prepare_reference``."""
+    queries = queries.detach().float().contiguous()
+    if dispatch.choice("bit_query", queries.device) != "native":
+        return prepare_reference(queries, center, signs, bits, slack, l2)
+    module = dispatch.native()
+    assert module is not None
+    count, n = queries.shape
+    z1 = torch.empty(count, -(-n // 8) * 8, dtype=torch.int8)
+    z = torch.empty(count, -(-n // GROUP) * GROUP if bits > 1 else 0, dtype=torch.int16)
+    scalars, norms = torch.empty(count, 4), torch.empty(count)
+    module.bit_query(queries.numpy(), center.detach().numpy(), signs.detach().numpy(), bits, slack, l2, z1.numpy(), z.numpy(),
+                     scalars.numpy(), norms.numpy(), dispatch.num_threads())
+    return Query(z1, z, scalars, norms, l2)
+
+
+def prepare_reference(queries: Tensor, center: Tensor, signs: Tensor, bits: int, slack: float, l2: bool) -> Query:
+    towards = functions.project(queries, center.unsqueeze(0))[:, 0]
+    rotated = functions.rotate(queries - center if l2 else queries, signs)
+    z1, z, step1, step2 = rounded(rotated, bits)
+    norms = functions.nearest(queries, torch.zeros(1, queries.shape[1], device=queries.device)).distances
+    slacks = torch.full_like(norms, slack) if l2 else slack / 2 * root(norms)
+    weight = 0.5 if l2 else 0.25
+    scalars = torch.stack((step1 * weight, step2 * weight, towards * (-2.0 if l2 else -1.0), slacks), dim=1)
+    return Query(z1, z, scalars, norms, l2)
 
 
 def rounded(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -175,7 +203,7 @@ def spread(blocks: Blocks, query: Query, base: Tensor) -> Tensor:
     slack = query.scalars[:, 3:4]
     if not query.l2:
         return slack.expand(len(slack), len(blocks.centers) * BLOCK)
-    return (slack * (base + blocks.centers).clamp(min=0).sqrt()).repeat_interleave(BLOCK, dim=1)
+    return (slack * root((base + blocks.centers).clamp(min=0))).repeat_interleave(BLOCK, dim=1)
 
 
 def top_estimate(blocks: Blocks, query: Query) -> tuple[Tensor, Tensor]:
@@ -201,6 +229,12 @@ def rest_estimate(blocks: Blocks, query: Query) -> Tensor:
 def exact(z: Tensor, points: Tensor) -> Tensor:
     """Integer inner products (q, rows), exact in float64, rounded once to float32."""
     return (z.double() @ points.mT).float()
+
+
+def root(x: Tensor) -> Tensor:
+    """Square root of float32 x, rounded once. torch's own is off by one unit now and then, where it calls a vector library; in float64
+    that is too little to matter."""
+    return x.double().sqrt().float()
 
 
 def example(generator: torch.Generator) -> tuple[Blocks, Query, Tensor, Tensor, int, None]:

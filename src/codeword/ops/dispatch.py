@@ -19,10 +19,10 @@ import torch
 from codeword.errors import Unsupported
 
 OPS = (
-    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code",
+    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_query", "bit_scan",
+    "segment_query", "segment_scan", "grid_code",
     "adjust_code", "lut_scan", "lut_tables", "additive_search", "e8_nearest",
-    "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_scan", "segment_scan", "grid_code", "adjust_code",
-    "lut_scan", "additive_search",
+    "pyramid_project", "pyramid_number", "pyramid_point",
 )
 
 

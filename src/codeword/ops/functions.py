@@ -94,7 +94,8 @@ class Tracker:
         if not self.native or not self._each:
             return nearest(x, self._codebook)
         if x.ndim != 2 or x.shape[1] != self._codebook.shape[1] or start + len(x) > self.rows:
-            raise ShapeError(f"Tracker got x {tuple(x.shape)} at row {start}; (n, {self._codebook.shape[1]}) within {self.rows} rows is needed")
+            raise ShapeError(f"Tracker got x {tuple(x.shape)} at row {start}; (n, {self._codebook.shape[1]}) within {self.rows} rows "
+                             "is needed")
         x = x.detach().float().contiguous()
         part = slice(start, start + len(x))
         shifts = self._shifts if bool((self._seen[part] == self._moves - 1).all()) else None

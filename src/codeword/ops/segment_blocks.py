@@ -25,6 +25,7 @@ k-th best distance so far (bound_s is not looked at where unseen_s is infinite).
 
 from __future__ import annotations
 
+import functools
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from codeword.errors import ShapeError
 from codeword.ops import bit_blocks, dispatch
+from codeword.ops import reference as reference_ops
 from codeword.ops.bit_blocks import BLOCK, GROUP
 
 Plan = tuple[tuple[int, int], ...]
@@ -87,6 +89,49 @@ def segment_scan(blocks: SegmentBlocks, query: SegmentQuery, spans: Tensor, coar
     return reference(blocks, query, spans, coarse, k, allowed)
 
 
+def prepare(z: Tensor, centred: Tensor, towards: Tensor, norms: Tensor, plan: Plan, constants: Tensor, l2: bool) -> SegmentQuery:
+    """``z`` (q, sum n_s) what the segments are multiplied with, of ``centred`` (q, dim) by orthonormal rows. ``constants`` float64 (3, S):
+    the least share of |centred|^2 that a segment is taken to have (l2), noise and unseen of a segment for a share of 1; for ip the share
+    is |z_s|^2 / 4 itself. Exactly ``prepare_reference``."""
+    if dispatch.choice("segment_query", z.device) != "native":
+        return prepare_reference(z, centred, towards, norms, plan, constants, l2)
+    module = dispatch.native()
+    assert module is not None
+    z1 = torch.empty(len(z), sum(8 * -(-length // 8) for length, _ in plan), dtype=torch.int8)
+    wide = torch.empty(len(z), sum(GROUP * -(-length // GROUP) for length, bits in plan if bits > 1), dtype=torch.int16)
+    scalars = torch.empty(len(z), 1 + SCALARS * len(plan))
+    module.segment_query(z.numpy(), centred.contiguous().numpy(), towards.contiguous().numpy(),
+                         torch.tensor(plan, dtype=torch.int64).numpy(), constants.contiguous().numpy(), l2,
+                         z1.numpy(), wide.numpy(), scalars.numpy(), dispatch.num_threads())
+    return SegmentQuery(z1, wide, scalars, norms, l2)
+
+
+def prepare_reference(z: Tensor, centred: Tensor, towards: Tensor, norms: Tensor, plan: Plan, constants: Tensor, l2: bool) -> SegmentQuery:
+    parts = z.split([length for length, _ in plan], dim=1)
+    squares = torch.stack([reference_ops.exact_distances(part, torch.zeros_like(part)) for part in parts], dim=1)
+    floors, noise, unseen = constants
+    if l2:
+        lengths = reference_ops.exact_distances(centred, torch.zeros_like(centred))
+        shares = torch.maximum(squares / torch.maximum(lengths, total(squares)).clamp(min=1e-300).unsqueeze(1), floors)
+    else:
+        shares = squares / 4
+    spread = torch.where(unseen < torch.inf, unseen * shares, torch.inf)
+    z1, wide, numbers = [], [], [towards.double() * (-2.0 if l2 else -1.0)]
+    for s, (part, (_, bits)) in enumerate(zip(parts, plan, strict=True)):
+        one, values, step1, step2 = bit_blocks.rounded(part.contiguous(), bits)
+        z1.append(one)
+        wide.append(values)
+        weight = 0.5 if l2 else 0.25
+        numbers += [step1 * weight, step2 * weight, noise[s] * shares[:, s], total(spread[:, s:])]
+    scalars = torch.stack([number.float() for number in numbers], dim=1)
+    return SegmentQuery(torch.cat(z1, dim=1), torch.cat(wide, dim=1), scalars, norms, l2)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over the last axis in order."""
+    return functools.reduce(torch.add, x.unbind(-1))
+
+
 def _native(blocks: SegmentBlocks, query: SegmentQuery, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
             num_threads: int) -> tuple[Tensor, Tensor]:
     module = dispatch.native()
@@ -134,13 +179,13 @@ def looks(blocks: SegmentBlocks, query: SegmentQuery, coarse: Tensor) -> tuple[T
             full[-1] = add + part if query.l2 else part
     unseen = [*scalars[:, :, 3].unbind(1), torch.zeros_like(scalars[:, 0, 3])]
     estimates, seen = list(accumulate(first, initial=start)), list(accumulate(noise, initial=torch.zeros_like(start)))
-    bounds = [torch.where(u < torch.inf, e - (spread * (u + v)).sqrt(), -torch.inf)
+    bounds = [torch.where(u < torch.inf, e - bit_blocks.root(spread * (u + v)), -torch.inf)
               for e, u, v in zip(estimates, unseen, seen, strict=True)]
     known = list(accumulate(full, initial=start))
     left, loud = torch.zeros_like(start), torch.zeros_like(start)
     for s in range(count - 1, 0, -1):
         left, loud = first[s] + left, noise[s] + loud
-        bounds.append((known[s] + left) - (spread * loud).sqrt())
+        bounds.append((known[s] + left) - bit_blocks.root(spread * loud))
     return known[-1], torch.stack(bounds).amax(0)
 
 

@@ -33,6 +33,8 @@ FARTHEST = 2.0**40
 """Rows farther than this, in units of the codebooks, are brought nearer: their terms stay finite."""
 MOST_STATES = 1024
 """Widest beam."""
+FIT_STATES = 5
+"""Codes of each row whose leftovers k-means sees, at most. Fewer fit the rows closer; more hold better elsewhere where rows are few."""
 BLOCK_TERMS = 1 << 22
 """Terms computed at once."""
 
@@ -155,12 +157,12 @@ class Stages(NamedTuple):
 
 def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: int, iterations: int, seed: int,
                weights: Tensor | None = None) -> Stages:
-    """Codebooks one after the other: k-means on what the ``beam`` best codes so far leave of each row (Liu et al. 2015). Codebook m
+    """Codebooks one after the other: k-means on what the best codes so far leave of each row (Liu et al. 2015). Codebook m
     starts from seed + m."""
     books = rows.new_zeros(num_codebooks, codebook_size, rows.shape[1])
     states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
     for m in range(num_codebooks):
-        left, mass = _left_over(books[:m], rows, states.codes, weights, codebook_size, seed + m)
+        left, mass = _left_over(books[:m], rows, states.codes[:, :FIT_STATES], weights, codebook_size, seed + m)
         result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
         books[m], repaired = result.centroids, repaired + result.repaired
         table = tables(books[:m + 1], first=m, exponent=exponent)
@@ -181,6 +183,13 @@ def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
     for m in range(1, codes.shape[-1]):
         total = total + codebooks[m][codes[..., m]]
     return total
+
+
+def row_terms(codebooks: Tensor, codes: Tensor, given: Tensor | None) -> Tensor:
+    """float32 (n,): |x^|^2 + 2<c, x^> of the decoded rows, with c = ``given`` (n, d) or 0. What a look-up scan adds to -2<q, x^>."""
+    values = decode(codebooks, codes).double()
+    other = values if given is None else values + 2 * given.double()
+    return row_sums.dot(values, other).float()
 
 
 def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:

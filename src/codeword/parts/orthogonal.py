@@ -21,7 +21,7 @@ def random_rotation(dim: int, seed: int) -> Tensor:
 
 
 def procrustes(moment: Tensor) -> Tensor:
-    """The orthonormal R float32 (d, d) that minimises sum |R x - y|^2, given moment = sum y x' (d, d) (Schoenemann 1966): its polar factor."""
+    """The orthonormal R float32 (d, d) that minimises sum |R x - y|^2, given moment = sum y x' (Schoenemann 1966): its polar factor."""
     with one_thread():
         u, _, v = torch.linalg.svd(moment.double())
         return (u @ v).float()

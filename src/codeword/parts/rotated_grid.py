@@ -150,16 +150,7 @@ class RotatedGrid(Quantizer):
         """Rotated ``queries`` (q, dim) rounded to integers; ``metric`` "l2" or "ip"."""
         if metric not in ("l2", "ip"):
             raise Unsupported(f"{self.name}.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
-        l2 = metric == "l2"
-        queries = queries.float().contiguous()
-        towards = ops.project(queries, self.center.unsqueeze(0))[:, 0]
-        rotated = ops.rotate(queries - self.center if l2 else queries, self.signs)
-        z1, z, step1, step2 = bit_blocks.rounded(rotated, self.code_bits)
-        norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
-        slack = torch.full_like(norms, self.slack) if l2 else self.slack / 2 * norms.sqrt()
-        weight = 0.5 if l2 else 0.25
-        scalars = torch.stack((step1 * weight, step2 * weight, towards * (-2.0 if l2 else -1.0), slack), dim=1)
-        return Query(z1, z, scalars, norms, l2)
+        return bit_blocks.prepare(queries, self.center, self.signs, self.code_bits, self.slack, metric == "l2")
 
     def scan(self, packed: Packed, query: Query, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: unbiased (distance, lower bound), each (q, stop - start), without coarse. ``coarse`` (q,)

@@ -7,7 +7,7 @@ With c a list's centroid, m the mean, c' = c + m, y = A (x - c') and z = A (q - 
 
 so one prepared query serves every list. The top bits alone estimate the same with the signs in place of x_s, about the refined value:
 
-    kappa1_s = kappa_s |x_s|^2 / <signs, x_s>            misses it by 2 kappa1_s sin_s sqrt(n_s)/2 |w_s| / sqrt(n_s - 1) in a random direction
+    kappa1_s = kappa_s |x_s|^2 / <signs, x_s>            misses it by noise of length kappa1_s sin_s sqrt(n_s)/2, at random
     sin_s^2 = SIGN_NOISE[bits]: of the angle between the signs and a grid code of a rotated segment
 
 and before its code is read a segment's <y_s, w_s> is unknown with mean 0 and variance |w_s|^2 v_s / n_s (v_s: the segment's share of the
@@ -17,13 +17,12 @@ the query's own or the data's, whichever is larger. For ip w = A q, exactly. Err
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
-from codeword.ops import bit_blocks
+from codeword.ops import segment_blocks
 from codeword.ops.segment_blocks import Plan, SegmentQuery
 from codeword.parts.rows import dot
 
@@ -46,35 +45,13 @@ def _add_rescale(points: Tensor, kappa: Tensor, turned: Tensor) -> Tensor:
     return torch.stack((2 * kappa * dot(points, turned), -2 * kappa))
 
 
-def query_of(z: Tensor, plan: Plan, variances: Tensor, others: Tensor, towards: Tensor, norms: Tensor, l2: bool, slack: float,
+def query_of(z: Tensor, centred: Tensor, plan: Plan, variances: Tensor, towards: Tensor, norms: Tensor, l2: bool, slack: float,
              deviations: float | None) -> SegmentQuery:
-    """``z`` (q, coded dimensions); ``variances`` float64 (S,) sums v_s; ``others`` float64 (q,): the squared length of z outside the coded
-    segments; ``towards`` <q, m>; ``slack``, ``deviations``: standard deviations of the bounds that read bits and of the one that reads
-    none (None: it is not used)."""
-    lengths = [length for length, _ in plan]
-    parts = z.split(lengths, dim=1)
-    shares = torch.stack([dot(part, part) for part in parts], dim=1)
-    if l2:
-        whole = (total(shares) + others).clamp(min=1e-300).unsqueeze(1)
-        shares = torch.maximum(shares / whole, variances / total(variances).clamp(min=1e-300))
-    else:
-        shares = shares / 4
-    n = torch.tensor(lengths, dtype=torch.float64, device=z.device)
+    """``z`` (q, coded dimensions) of ``centred`` (q, dim); ``variances`` float64 (S,) sums v_s; ``towards`` <q, m>; ``slack``,
+    ``deviations``: standard deviations of the bounds that read bits and of the one that reads none (None: it is not used)."""
+    n = torch.tensor([length for length, _ in plan], dtype=torch.float64, device=z.device)
     noise = torch.tensor([SIGN_NOISE[bits] for _, bits in plan], dtype=torch.float64, device=z.device)
-    noise = slack**2 * noise * n / (4 * (n - 1).clamp(min=1)) * shares
-    spread = (2 * deviations)**2 * shares * variances / n if deviations is not None else torch.full_like(shares, math.inf)
-    unseen = torch.stack([total(spread[:, s:]) for s in range(len(plan))], dim=1)
-    z1, wide, numbers = [], [], [towards.double() * (-2.0 if l2 else -1.0)]
-    for s, (part, (_, bits)) in enumerate(zip(parts, plan, strict=True)):
-        one, values, step1, step2 = bit_blocks.rounded(part.contiguous(), bits)
-        z1.append(one)
-        wide.append(values)
-        weight = 0.5 if l2 else 0.25
-        numbers += [step1 * weight, step2 * weight, noise[:, s], unseen[:, s]]
-    scalars = torch.stack([number.float() for number in numbers], dim=1)
-    return SegmentQuery(torch.cat(z1, dim=1), torch.cat(wide, dim=1), scalars, norms, l2)
-
-
-def total(x: Tensor) -> Tensor:
-    """Sum over the last axis in order."""
-    return functools.reduce(torch.add, x.unbind(-1))
+    noise = slack**2 * noise * n / (4 * (n - 1).clamp(min=1))
+    unseen = (2 * deviations)**2 * variances / n if deviations is not None else torch.full_like(n, math.inf)
+    floors = variances / segment_blocks.total(variances).clamp(min=1e-300)
+    return segment_blocks.prepare(z, centred, towards, norms, plan, torch.stack((floors, noise, unseen)), l2)

@@ -43,24 +43,13 @@ def split_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
     raise Unsupported(f"{name} has no split of dim={dim} with exactly {bits} bits a dimension in codebooks of 2..4096 codewords")
 
 
-def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: int, seed: int, weights: Tensor | None = None) -> Learned:
-    """k-means of every slice of float32 rows (n, d), each from its own seeded start."""
-    found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=seed + m, weights=weights)
+def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: int, seed: int, weights: Tensor | None = None,
+          start: Tensor | None = None) -> Learned:
+    """k-means of every slice of float32 rows (n, d), each from its own seeded start, or from the codebooks ``start``."""
+    found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=seed + m, weights=weights,
+                    start=None if start is None else start[m])
              for m, part in enumerate(rows.split(rows.shape[1] // num_codebooks, dim=1))]
     return Learned(torch.stack([result.centroids for result in found]), sum(result.repaired for result in found))
-
-
-def refine(rows: Tensor, codebooks: Tensor, *, iterations: int, weights: Tensor | None = None) -> Learned:
-    """Steps of k-means in every slice, going on from ``codebooks``."""
-    books, repaired = [], 0
-    for part, book in zip(rows.split(codebooks.shape[2], dim=1), codebooks, strict=True):
-        own = part.contiguous()
-        for _ in range(iterations):
-            sums, counts, fixed = cluster_sums(own, ops.nearest(own, book), len(book), weights)
-            book = torch.where(counts.unsqueeze(1) > 0, (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), book)
-            repaired += fixed
-        books.append(book)
-    return Learned(torch.stack(books), repaired)
 
 
 def cluster_sums(rows: Tensor, found: ops.Nearest, size: int, weights: Tensor | None) -> tuple[Tensor, Tensor, int]:

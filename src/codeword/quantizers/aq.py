@@ -15,7 +15,7 @@ after every half step:
     J = mean |x - x^|^2 + ridge/n sum |c|^2                                            (rows and codewords minus the rows' mean)
 
 Cost: encode M K d multiply-adds a vector and beam M^2 K additions of table entries a sweep; codebooks (M K)^3 / 3 + (M K)^2 d a round.
-Bits: M ceil(log2 K) a vector, no side information; M K d floats shared.
+Bits: M ceil(log2 K) a vector, no side information; M K d floats shared. In an index |x^|^2 is kept with the codes, 4 bytes a vector.
 
 Departures. The beam goes through the codebooks in order instead of trying all unused ones at each step, which costs M times as much;
 the sweeps over filled positions repair what the order did. Local search keeps a beam of distinct codes instead of perturbing one at
@@ -32,11 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeword import ops
 from codeword.errors import CodewordError
-from codeword.parts import additive, random
+from codeword.parts import additive, lookup, random
 from codeword.parts.moments import moments
 from codeword.parts.threads import one_thread
-from codeword.quantizer import Quantizer, Report
+from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 SWEEPS = 3
 """Passes over all positions in ``encode``; the first fills them."""
@@ -99,6 +100,40 @@ class AQ(Quantizer):
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return additive.decode(self.codebooks, indices)
+
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """``codes`` (rows, M) padded to whole blocks and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None)."""
+        indices = torch.as_tensor(codes.indices)
+        return lookup.pack(indices, self.levels, additive.row_terms(self.codebooks.detach(), indices, given))
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        return lookup.unpack(packed, rows, self.levels)
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return lookup.take(packed, rows, self.levels)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return lookup.lay(rows, self.levels)
+
+    def check(self, packed: Packed) -> None:
+        lookup.check(packed, self.levels, self.name)
+
+    def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
+        """tables (q, M, K): -2<q, c> for l2, -<q, c> for ip; a query's are the same alone and in a batch."""
+        factor = lookup.require_metric(metric, self.name)
+        products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
+        return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+
+    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return lookup.scan(packed, query, start, stop)
+
+    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+
+    # ------------------------------------------------------------------ helpers
 
     def _random_codes(self, n: int, device: torch.device) -> Tensor:
         drawn = random.bits(self.seed, n * self.num_codebooks, stream="aq codes") >> np.uint64(32)

@@ -50,7 +50,7 @@ class OPQ(Quantizer):
     takes_metric = True
     later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
 
-    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 60, seed: int = 0,
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 80, seed: int = 0,
                  anisotropy: float = 0.0) -> None:
         super().__init__()
         slices.check_shape("opq", dim, num_codebooks, codebook_size)
@@ -65,7 +65,7 @@ class OPQ(Quantizer):
         self.register_buffer("rotation", torch.zeros(dim, dim))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, iterations: int = 60, seed: int = 0, anisotropy: float = 0.0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 80, seed: int = 0, anisotropy: float = 0.0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         books, size = slices.split_bits("opq", dim, bits)
         return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
@@ -76,8 +76,8 @@ class OPQ(Quantizer):
         trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
         state = min(trials, key=lambda trial: trial.error)
         state = self._rounds(state, rows, weights, self.iterations)
-        turned = ops.project(rows, state.rotation)
-        learned = slices.refine(turned, state.codebooks, iterations=FINISH, weights=weights)
+        learned = slices.learn(ops.project(rows, state.rotation), self.num_codebooks, self.codebook_size, iterations=FINISH,
+                               seed=self.seed, weights=weights, start=state.codebooks)
         self.rotation.copy_(state.rotation)
         self.codebooks.copy_(learned.codebooks)
         if state.repaired + learned.repaired:

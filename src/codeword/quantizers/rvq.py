@@ -6,11 +6,12 @@ stage by stage is greedy; a beam keeps the ``beam`` best codes after each stage 
     r_0 = x,   i_m = argmin_k |r_{m-1} - c^m_k|^2,   r_m = r_{m-1} - c^m_{i_m},   x^ = sum_m c^m_{i_m}                beam 1
     loss = sum_m |sg(r_{m-1}) - c^m_{i_m}|^2 + beta |r_{m-1} - sg(c^m_{i_m})|^2                          (means over all elements)
 
-``fit`` is k-means stage by stage on what the beam's codes leave over. Stages are ordered: a prefix of a code is a coarser code.
+``fit`` is k-means stage by stage on what the beam's best codes leave over. Stages are ordered: a prefix of a code is a coarser code.
 In a network all stages follow the gradient of the loss, and the straight-through gradient passes once, on the sum.
 
 Cost: M K d multiply-adds a vector and, with a beam, beam M^2 K / 2 additions of table entries (``ops.additive_search``) instead of the
-beam M K d multiply-adds of searching residuals. Bits: M ceil(log2 K) a vector, no side information; M K d floats shared.
+beam M K d multiply-adds of searching residuals. Bits: M ceil(log2 K) a vector, no side information; M K d floats shared. In an
+index |x^|^2 is kept with the codes, 4 bytes a vector.
 
 With beam 1 the exact nearest codeword of each float32 residual is taken, which is Residual([VQ] * M) bit for bit. With a beam,
 decisions are made on inner products rounded to float32, so beam 2 may choose another code of equal error up to that rounding.
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
-from codeword.parts import additive, arrays
+from codeword.parts import additive, arrays, lookup
 from codeword.parts.codebook import usage
 from codeword.parts.gradients import straight_through
 from codeword.parts.kmeans import kmeans
 from codeword.parts.losses import codebook_term, commitment_term
-from codeword.quantizer import Codes, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 
 class RVQ(Quantizer):
@@ -104,6 +105,38 @@ class RVQ(Quantizer):
         valid = torch.arange(self.num_codebooks, device=indices.device) < stages
         cut = Codes((indices * valid).to(self.index_dtype), None, room.to(torch.int32))
         return arrays.like_codes(cut, codes.indices)
+
+    # ------------------------------------------------------------------ Scannable
+
+    def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
+        """``codes`` (rows, M) padded to whole blocks and, per row, |x^|^2 + 2<c, x^> with c = given (0 where None)."""
+        indices = torch.as_tensor(codes.indices)
+        return lookup.pack(indices, self.levels, additive.row_terms(self.codebooks.detach(), indices, given))
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        return lookup.unpack(packed, rows, self.levels)
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        return lookup.take(packed, rows, self.levels)
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return lookup.lay(rows, self.levels)
+
+    def check(self, packed: Packed) -> None:
+        lookup.check(packed, self.levels, self.name)
+
+    def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
+        """tables (q, M, K): -2<q, c> for l2, -<q, c> for ip; a query's are the same alone and in a batch."""
+        factor = lookup.require_metric(metric, self.name)
+        products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
+        return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+
+    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return lookup.scan(packed, query, start, stop)
+
+    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
+                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
+        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
 
     # ------------------------------------------------------------------ helpers
 

@@ -15,6 +15,10 @@ Side information is float16: ``residual`` and one scale for each coded segment, 
 That is exact enough at any rate because codes are chosen again for the rounded scale, and the residual is small where the rate is high.
 ``bits`` counts all of it. Cost: (coded dims) * dim multiply-adds and O(rounds * coded dims); shared: the (dim, dim) matrix.
 
+A search (``ops.segment_scan``, factors in ``parts.segment_search``) passes over rows by their length alone, by top bits, then by all bits
+of one segment after the other. Its bounds suppose errors of 1.9 standard deviations, and ``deviations`` for segments not yet read: rows
+near a query are far from random to it, so that the paper's 4 loses many of them (``results/segment_scan.csv``). Hence None by default.
+
 Departures. The paper stores two float32 a segment. It multiplies the rotations and the PCA one after the other. It makes kappa exact for
 every vector; here gain_s is its average, whose spread is far below the code's own error and which spares a float. Error model and
 granularity are those measured to be better (``parts.bit_plan``). A row more than 65,000 times as large as the fitted ones saturates.
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -65,12 +69,15 @@ class Segment(NamedTuple):
 
 class SAQ(Quantizer):
     """dim; total_bits: stored bits a dimension, side information included, fractions too; granularity: segments are multiples of it long;
-    rounds: sweeps over the coordinates; seed: of the rotations. ``plan``: (dimensions, bits) of each segment, decided by ``fit``."""
+    rounds: sweeps over the coordinates; seed: of the rotations; deviations: how many standard deviations a search allows what it has not
+    read of a row, None: any. ``plan``: (dimensions, bits) of each segment, decided by ``fit``."""
+
+    later_arguments: ClassVar[dict[str, Any]] = {"deviations": None}
 
     side_dtype = torch.float16
 
     def __init__(self, *, dim: int, total_bits: float = 4.0, granularity: int = 32, rounds: int = 6, seed: int = 0,
-                 deviations: float | None = 4.0) -> None:
+                 deviations: float | None = None) -> None:
         super().__init__()
         if dim < 1 or granularity < 1 or not 0 <= rounds <= 64:
             raise CodewordError(f"saq got dim={dim}, granularity={granularity}, rounds={rounds}; dim and granularity of at least 1 and "
@@ -80,6 +87,8 @@ class SAQ(Quantizer):
             raise CodewordError(f"saq got total_bits={total_bits}; {least:.4g} (one segment of one bit and the side information) to "
                                 f"{least + 16:.4g} are allowed at dim={dim} and granularity={granularity}")
         self.dim, self.total_bits, self.granularity, self.rounds, self.seed = dim, total_bits, granularity, rounds, seed
+        if deviations is not None and not 0 < deviations < math.inf:
+            raise CodewordError(f"saq got deviations={deviations}; a positive number or None is needed")
         self.deviations = deviations
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("axes", torch.zeros(dim, dim))
@@ -232,10 +241,11 @@ class SAQ(Quantizer):
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """Planes, lower bits and factors of ``codes`` (rows, positions) relative to ``given`` (rows, dim), one point a block of 32 rows."""
         self._require_fitted("pack")
+        assert codes.side is not None
         point = torch.zeros(1, self.dim) if given is None else arrays.as_tensor(given).float()
         point = point.to(self.device).expand(len(codes.indices), self.dim)
         step = BLOCK * max(1, arrays.block_rows(self.dim) // (4 * BLOCK))
-        parts = [self._pack_some(Codes(*(part[i:i + step] for part in codes[:2])), point[i:i + step])
+        parts = [self._pack_some(Codes(codes.indices[i:i + step], codes.side[i:i + step]), point[i:i + step])
                  for i in range(0, max(1, len(codes.indices)), step)]
         tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return Packed(tensors, len(tensors["planes"]) * BLOCK)
@@ -293,10 +303,10 @@ class SAQ(Quantizer):
         centred = (queries - self.mean).clamp(-LARGEST, LARGEST) if l2 else queries
         z = ops.project(centred, self.axes[:len(self.levels)])
         towards = ops.project(queries, self.mean.unsqueeze(0))[:, 0]
-        variances = torch.stack([segment_search.total(self.variances[start:stop].double()) for start, stop in self._bounds])
-        others = (dot(centred, centred) - dot(z, z)).clamp(min=0)
+        sums = self.variances.double().cumsum(0)[[stop - 1 for _, stop in self._bounds]]
+        variances = torch.diff(sums, prepend=sums.new_zeros(1))
         norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
-        return segment_search.query_of(z, self.coded, variances, others, towards, norms, l2, SLACK, self.deviations)
+        return segment_search.query_of(z, centred, self.coded, variances, towards, norms, l2, SLACK, self.deviations)
 
     def scan(self, packed: Packed, query: SegmentQuery, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: (distance, the least that may be let pass for it), each (q, stop - start), without coarse.
@@ -313,8 +323,8 @@ class SAQ(Quantizer):
 
     def _blocks(self, packed: Packed) -> SegmentBlocks:
         t, none = packed.tensors, torch.zeros(packed.rows, 0)
-        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)), t.get("rest_factors", none),
-                             self.coded)
+        return SegmentBlocks(t["planes"], t["factors"], t["centers"], t.get("rest", none.to(torch.uint8)),
+                             t.get("rest_factors", none), self.coded)
 
     # ------------------------------------------------------------------ files
 

@@ -236,8 +236,8 @@ def _check_shapes(specs: Mapping[str, Spec], template: dict[str, Tensor], slots:
         raise FormatError("shape", f"{name} has {slots} slots; a positive multiple of {BLOCK} is needed")
     scans = [{key for key in names if key.startswith("scan.")} for names in (specs, template)]
     if scans[0] - scans[1] and scans[1] - scans[0]:
-        raise FormatError("missing-key", f"{name} keeps its codes in another layout ({', '.join(sorted(scans[0]))}) than this version reads "
-                                         f"({', '.join(sorted(scans[1]))}); build the index again")
+        raise FormatError("missing-key", f"{name} keeps its codes in another layout ({', '.join(sorted(scans[0]))}) than the one this "
+                                         f"version reads ({', '.join(sorted(scans[1]))}); build the index again")
     if missing := template.keys() - specs.keys():
         raise FormatError("missing-key", f"{name} lacks the tensor {min(missing)!r}")
     if extra := specs.keys() - template.keys():
