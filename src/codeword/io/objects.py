@@ -81,7 +81,8 @@ def save_codes(path: str | Path, codes: Codes, quantizer: Quantizer, *, durable:
     write_tensors(path, tensors, header, durable=durable)
 
 
-def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str, Tensor], dict[str, Any]]]], quantizer: Quantizer) -> None:
+def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str, Tensor], dict[str, Any]]]],
+               quantizer: Quantizer) -> None:
     """Write codes that come as several ``codes_to_parts`` of rows that follow each other: the file that ``save_codes`` writes of all of
     them. Bit strings are not unpacked, and one part is in memory at a time; each but the last must fill whole bytes. Entropy coded ones
     are coded again as one stream, in memory."""

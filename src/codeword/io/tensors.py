@@ -97,8 +97,9 @@ class FileHeader(NamedTuple):
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor | np.ndarray | Sequence[Part]], header: dict[str, Any], *,
                   durable: bool = True) -> str:
     """Write ``tensors`` and the JSON object ``header`` atomically; returns the file's digest. The same arguments give the same bytes. A
-    sequence of functions that give tensors stands for these one below the other; each is called several times, and what it gives is held no longer
-    than it takes to write it. Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where writing fails."""
+    sequence of functions that give tensors stands for these one below the other; each is called several times, and what it gives is
+    held no longer than it takes to write it. Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where
+    writing fails."""
     head, data, digest = encode_tensors(tensors, header)
     files.write_file(path, _chunks(head, data), durable=durable)
     return digest
