@@ -88,7 +88,8 @@ def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str,
     are coded again as one stream, in memory."""
     if isinstance(quantizer, EntropyCoded):
         found = [codes_from_parts(*part(), quantizer) for part in parts]
-        joined: Any = Codes(*(None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)))
+        columns: Any = zip(*found, strict=True)
+        joined = Codes(*(None if column[0] is None else torch.cat(column) for column in columns))
         return save_codes(path, joined, quantizer)
     names: set[tuple[str, ...]] = set()
     headers = []
@@ -100,8 +101,8 @@ def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str,
         raise CodewordError(f"{len(parts)} parts of codes are not rows of one quantizer that follow each other")
     rows = [header["shape"][0] for header in headers]
     if headers[0]["fingerprint"] != quantizer.fingerprint or any(n * sum(quantizer.widths) % 8 for n in rows[:-1]):
-        raise CodewordError(f"parts of {rows[:3]} ... rows of {headers[0]['quantizer']!r} cannot be joined: they are another quantizer's, or "
-                            "end within a byte")
+        raise CodewordError(f"parts of {rows[:3]} ... rows of {headers[0]['quantizer']!r} cannot be joined: they are another "
+                            "quantizer's, or end within a byte")
     pieces = {name: [lambda part=part, name=name: part()[0][name] for part in parts] for name in names.pop()}
     write_tensors(path, pieces, {**headers[0], "shape": [sum(rows)]})
 

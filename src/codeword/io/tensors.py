@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.io import canonical, files
@@ -212,7 +212,7 @@ class MappedTensors(Mapping[str, "Tensor"]):
 def _pieces(name: str, given: Tensor | np.ndarray | Sequence[Part]) -> tuple[str, tuple[int, ...], Pieces]:
     """dtype code, shape and bytes of a tensor, or of several one below the other."""
     if not isinstance(given, (list, tuple)):
-        code, shape, memory = _raw(name, given)
+        code, shape, memory = _raw(name, cast(Any, given))
         return code, shape, Pieces(len(memory), lambda: iter((memory,)))
     found = [_raw(name, part())[:2] for part in given]
     if not found or len({(code, shape[1:]) for code, shape in found}) > 1 or not all(shape for _, shape in found):
