@@ -47,7 +47,7 @@ def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: i
           start: Tensor | None = None) -> Learned:
     """k-means of every slice of float32 rows (n, d), each from its own seeded start, or from the codebooks ``start``."""
     found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=seed + m, weights=weights,
-                    start=None if start is None else start[m])
+                    initial=None if start is None else start[m])
              for m, part in enumerate(rows.split(rows.shape[1] // num_codebooks, dim=1))]
     return Learned(torch.stack([result.centroids for result in found]), sum(result.repaired for result in found))
 
