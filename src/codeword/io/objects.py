@@ -89,7 +89,8 @@ def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str,
     if isinstance(quantizer, EntropyCoded):
         found = [codes_from_parts(*part(), quantizer) for part in parts]
         columns: Any = zip(*found, strict=True)
-        joined = Codes(*(None if column[0] is None else torch.cat(column) for column in columns))
+        merged: Any = [None if column[0] is None else torch.cat(column) for column in columns]
+        joined = Codes(*merged)
         return save_codes(path, joined, quantizer)
     names: set[tuple[str, ...]] = set()
     headers = []
