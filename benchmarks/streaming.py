@@ -5,9 +5,9 @@ encodes it, or fits from it, while this one reads RssAnon in its /proc/PID/statu
 pages of mapped files, which the system takes back when it likes. The last row opens an index of 1 GB, mapped (median of five).
 
 Columns: ``what`` (command line, Python API, fit, open), ``quantizer``, ``dtype`` of the file, ``gigabytes`` of it, ``seconds``,
-``megabytes_per_second``, ``anonymous_mb`` the peak, ``result_mb`` that the API returns, unpacked, which are part of it, or the
-command line leaves on disk, ``target``: 1000 MB of anonymous memory beside the API's own result, or 0.1 s to open; ``holds``; ``load``, the machine's one-minute load before. Seconds beside other programs
-are upper bounds; memory does not depend on them.
+``megabytes_per_second``, ``anonymous_mb`` the peak, ``result_mb`` that the API returns, unpacked, which are part of it,
+or the command line leaves on disk, ``target``: 1000 MB of anonymous memory beside the API's own result, or 0.1 s to open; ``holds``;
+``load``, the machine's one-minute load before. Seconds beside other programs are upper bounds; memory does not depend on them.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def make_file(path: pathlib.Path, source: pathlib.Path, dtype: str, size: int) -
 
 
 def make_index(path: pathlib.Path, source: pathlib.Path, size: int) -> int:
-    """A saved index of at least ``size`` bytes: few bits to search, the vectors beside them for re-ranking."""
+    """A saved index of at least ``size`` bytes: four bits to search, the vectors beside them for re-ranking."""
     from codeword.search.index import Index
     vectors = np.load(source, mmap_mode="r")
-    index = Index(dim=vectors.shape[1], quantizer="rabitq:code_bits=1", store="float16").fit(vectors[:4096])
+    index = Index(dim=vectors.shape[1], quantizer="scalar:level_bits=4", store="float32").fit(vectors[:4096])
     while len(index) * index.bytes_per_vector < size:
         index.add(vectors)
     index.compact().save(path)
@@ -152,7 +152,7 @@ def main() -> None:
         found = sorted((float(text.split()[0]), peak) for text, _, peak in
                        (watched([sys.executable, "-c", OPEN, str(folder / "index")]) for _ in range(5)))
         seconds, peak = found[2]
-        add("open", "rabitq:code_bits=1 and float16", "", amount, seconds, peak, 0, OPEN_SECONDS, seconds < OPEN_SECONDS, load)
+        add("open", "scalar:level_bits=4 and float32", "", amount, seconds, peak, 0, OPEN_SECONDS, seconds < OPEN_SECONDS, load)
     finally:
         shutil.rmtree(folder)
 

@@ -109,8 +109,8 @@ WRITERS = {
     "objects.save_codes": Writer(lambda home, v: objects.save_codes(home / "c.cw", CODES[v], QUANTIZERS[0]),
                                  lambda home: _which(home / "c.cw", lambda p: objects.load_codes(p).indices.tolist(),
                                                      [c.indices.tolist() for c in CODES])),
-    "objects.join_codes": Writer(lambda home, v: objects.join_codes(home / "j.cw", [lambda: objects.codes_to_parts(CODES[v], QUANTIZERS[0])],
-                                                                    QUANTIZERS[0]),
+    "objects.join_codes": Writer(lambda home, v: objects.join_codes(
+                                     home / "j.cw", [lambda: objects.codes_to_parts(CODES[v], QUANTIZERS[0])], QUANTIZERS[0]),
                                  lambda home: _which(home / "j.cw", lambda p: objects.load_codes(p).indices.tolist(),
                                                      [c.indices.tolist() for c in CODES])),
     "folder.Folder": Writer(_write_folder, _read_folder),

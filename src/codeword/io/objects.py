@@ -81,13 +81,16 @@ def save_codes(path: str | Path, codes: Codes, quantizer: Quantizer, *, durable:
     write_tensors(path, tensors, header, durable=durable)
 
 
-def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str, Tensor], dict[str, Any]]]], quantizer: Quantizer) -> None:
+def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str, Tensor], dict[str, Any]]]],
+               quantizer: Quantizer) -> None:
     """Write codes that come as several ``codes_to_parts`` of rows that follow each other: the file that ``save_codes`` writes of all of
     them. Bit strings are not unpacked, and one part is in memory at a time; each but the last must fill whole bytes. Entropy coded ones
     are coded again as one stream, in memory."""
     if isinstance(quantizer, EntropyCoded):
         found = [codes_from_parts(*part(), quantizer) for part in parts]
-        joined: Any = Codes(*(None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)))
+        columns: Any = zip(*found, strict=True)
+        merged: Any = [None if column[0] is None else torch.cat(column) for column in columns]
+        joined = Codes(*merged)
         return save_codes(path, joined, quantizer)
     names: set[tuple[str, ...]] = set()
     headers = []
@@ -99,8 +102,8 @@ def join_codes(path: str | Path, parts: Sequence[Callable[[], tuple[Mapping[str,
         raise CodewordError(f"{len(parts)} parts of codes are not rows of one quantizer that follow each other")
     rows = [header["shape"][0] for header in headers]
     if headers[0]["fingerprint"] != quantizer.fingerprint or any(n * sum(quantizer.widths) % 8 for n in rows[:-1]):
-        raise CodewordError(f"parts of {rows[:3]} ... rows of {headers[0]['quantizer']!r} cannot be joined: they are another quantizer's, or "
-                            "end within a byte")
+        raise CodewordError(f"parts of {rows[:3]} ... rows of {headers[0]['quantizer']!r} cannot be joined: they are another "
+                            "quantizer's, or end within a byte")
     pieces = {name: [lambda part=part, name=name: part()[0][name] for part in parts] for name in names.pop()}
     write_tensors(path, pieces, {**headers[0], "shape": [sum(rows)]})
 

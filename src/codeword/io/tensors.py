@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.io import canonical, files
@@ -97,8 +97,9 @@ class FileHeader(NamedTuple):
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor | np.ndarray | Sequence[Part]], header: dict[str, Any], *,
                   durable: bool = True) -> str:
     """Write ``tensors`` and the JSON object ``header`` atomically; returns the file's digest. The same arguments give the same bytes. A
-    sequence of functions that give tensors stands for these one below the other; each is called several times, and what it gives is held no longer
-    than it takes to write it. Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where writing fails."""
+    sequence of functions that give tensors stands for these one below the other; each is called several times, and what it gives is
+    held no longer than it takes to write it. Raises CodewordError for names, dtypes or headers that cannot be stored, OSError where
+    writing fails."""
     head, data, digest = encode_tensors(tensors, header)
     files.write_file(path, _chunks(head, data), durable=durable)
     return digest
@@ -211,7 +212,7 @@ class MappedTensors(Mapping[str, "Tensor"]):
 def _pieces(name: str, given: Tensor | np.ndarray | Sequence[Part]) -> tuple[str, tuple[int, ...], Pieces]:
     """dtype code, shape and bytes of a tensor, or of several one below the other."""
     if not isinstance(given, (list, tuple)):
-        code, shape, memory = _raw(name, given)
+        code, shape, memory = _raw(name, cast(Any, given))
         return code, shape, Pieces(len(memory), lambda: iter((memory,)))
     found = [_raw(name, part())[:2] for part in given]
     if not found or len({(code, shape[1:]) for code, shape in found}) > 1 or not all(shape for _, shape in found):
