@@ -256,7 +256,7 @@ def test_large_good_files_load_in_twice_their_size(tmp_path):
     one.save(tmp_path / "bad" / "b-quantizer")
     small = codeword.make("pq:num_codebooks=8,codebook_size=256", 8)
     small.fitted = True
-    objects.save_codes(tmp_path / "bad" / "c-codes", codeword.Codes(rng.integers(0, 256, (1 << 18, 8), dtype=np.uint8)), small)
+    objects.save_codes(tmp_path / "bad" / "c-codes", codeword.Codes(rng.integers(0, 256, (1 << 22, 8), dtype=np.uint8)), small)
     for name, sample in {s.name: s for s in io_samples.single_files()}.items():
         (tmp_path / "good" / name).write_bytes(sample.data)
     found = _measure(tmp_path)

@@ -112,7 +112,7 @@ def test_refusals(made):
     with pytest.raises(NotFitted):
         KVCache(PQ(dim=8, num_codebooks=4), quantizer)
     with pytest.raises(Unsupported, match="L2"):
-        KVCache(quantizer, quantizer, query_moment=torch.eye(8))
+        KVCache(RaBitQ(dim=8, code_bits=2), quantizer, query_moment=torch.eye(8))
     with pytest.raises(CodewordError):
         KVCache(quantizer, quantizer, window=-1)
     cache = KVCache(quantizer, quantizer, window=0, page=4)

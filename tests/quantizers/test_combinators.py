@@ -113,7 +113,7 @@ def test_rotated_quadratic_form() -> None:
     torch.testing.assert_close(costs.gather(1, found[:, None])[:, 0], costs.min(1).values, rtol=1e-4, atol=1e-4)
     assert not torch.equal(found, rotated.encode(x).indices[:, 0].long())
     with pytest.raises(Unsupported):
-        codeword.make("rotated(pq:num_codebooks=1,codebook_size=4)", 7).fit(x).encode(x, metric=metric)
+        codeword.make("rotated(rabitq:code_bits=1)", 7).fit(x).encode(x, metric=metric)
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
@@ -229,7 +229,7 @@ def test_residual_honours_a_form_only_if_all_stages_do() -> None:
     plain, formed = (residual.decode(residual.encode(x, **given)) - x for given in ({}, {"metric": metric}))
     assert float((formed.square() @ metric.diag()).sum()) < float((plain.square() @ metric.diag()).sum())
     with pytest.raises(Unsupported):
-        codeword.make("residual(vq:codebook_size=4;pq:bits=1)", 8).fit(x).encode(x, metric=metric)
+        codeword.make("residual(vq:codebook_size=4;rabitq:code_bits=1)", 8).fit(x).encode(x, metric=metric)
 
 
 # ---------------------------------------------------------------------- Projected

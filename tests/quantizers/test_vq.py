@@ -316,6 +316,7 @@ RANK = """
         states[kind] = quantizer.state_dict()
     torch.save(states, f"{folder}/{rank}.pt")
     open(f"{folder}/{rank}.json", "w").write(json.dumps(reports))
+    dist.destroy_process_group()
 """
 
 
