@@ -421,6 +421,7 @@ NB_MODULE(_native, m) {
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });
     m.def("workers", &workers, "Threads the pool has started in this process.");
 
+    watch_forks();
     bind_adjust(m);
     bind_bits(m);
     bind_search(m);

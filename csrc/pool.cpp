@@ -8,6 +8,7 @@
 #include <thread>
 
 #ifndef _WIN32
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #endif
@@ -32,6 +33,7 @@ struct Job {
     void* context;
     int64_t chunks;
     std::atomic<int64_t> next{0};
+    std::atomic<int> slots{0};  // given out, where threads have no places of their own
 
     void work(int slot) {
         for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) task(context, chunk, slot);
@@ -107,16 +109,35 @@ private:
     std::atomic<int> started_{0};
 };
 
+std::atomic<bool> forked{false};
+
+// torch's own team of threads, where torch uses OpenMP: the entry point that GCC compiles a parallel region to (LLVM's and Intel's
+// runtimes have it too), found in what the process has loaded. torch's threads spin for milliseconds after each of its operations;
+// work that comes to them starts at once, while threads beside them would get half a processor. Not in a forked child: there the
+// runtime still believes in threads that exist no longer.
+typedef void (*Team)(void (*body)(void*), void* context, unsigned num_threads, unsigned flags);
+
+Team torch_team() {
+#ifdef _WIN32
+    return nullptr;
+#else
+    static const Team found = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return forked.load(std::memory_order_relaxed) ? nullptr : found;
+#endif
+}
+
+void join(void* context) {
+    DefaultFloatMode mode;
+    Job* job = static_cast<Job*>(context);
+    job->work(job->slots.fetch_add(1, std::memory_order_relaxed));
+}
+
 // Never destroyed: parked workers may outlive static destructors. A forked child drops the parent's pool, whose threads it has not.
 std::atomic<Pool*> pool{nullptr};
 
 Pool* get_pool() {
     Pool* have = pool.load(std::memory_order_acquire);
     if (have) return have;
-    static std::atomic<bool> registered{false};
-#ifndef _WIN32
-    if (!registered.exchange(true)) pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr, std::memory_order_release); });
-#endif
     Pool* fresh = new (std::nothrow) Pool;
     if (fresh && !pool.compare_exchange_strong(have, fresh)) {
         delete fresh;  // another thread was first; nobody has seen this one
@@ -133,10 +154,27 @@ void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexc
     Job job{task, context, chunks};
     int64_t helpers = (num_threads < chunks ? num_threads : chunks) - 1;
     if (helpers > 0) {
+        if (Team team = torch_team()) {
+            static std::atomic<bool> busy{false};  // by a call of another thread: then this one works alone, as with the pool
+            if (busy.exchange(true, std::memory_order_acquire)) return job.work(0);
+            // All threads are asked for even where chunks are fewer: a team that changes its size is made anew.
+            team(join, &job, static_cast<unsigned>(num_threads), 0);
+            busy.store(false, std::memory_order_release);
+            return;
+        }
         Pool* have = get_pool();
         if (have && have->run(job, static_cast<int>(helpers))) return;
     }
     job.work(0);
+}
+
+void watch_forks() noexcept {
+#ifndef _WIN32
+    pthread_atfork(nullptr, nullptr, [] {
+        pool.store(nullptr, std::memory_order_release);
+        forked.store(true, std::memory_order_relaxed);
+    });
+#endif
 }
 
 int workers() noexcept {

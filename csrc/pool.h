@@ -1,4 +1,4 @@
-// One small pool of threads for all native ops.
+// Threads for all native ops: torch's own team where it can be reached (pool.cpp says why), else one small pool.
 //
 // Work is cut into chunks of a size that the op fixes, and workers take the next chunk from a counter: which thread computes a chunk
 // changes with every call, what the chunk is never does. Workers are started when first needed, park on a condition variable, and are
@@ -12,7 +12,8 @@ namespace codeword {
 using Task = void (*)(void* context, int64_t chunk, int slot);
 
 void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexcept;
-int workers() noexcept;  // threads started so far in this process
+void watch_forks() noexcept;  // once, when the module is loaded
+int workers() noexcept;  // threads of the pool started so far in this process
 
 // The same for a callable body(chunk, slot).
 template <class Body>

@@ -137,7 +137,6 @@ def native_nearest(x: torch.Tensor, codebook: torch.Tensor, num_threads: int) ->
 def test_a_forked_child_starts_its_own_threads() -> None:
     x, codebook, want = big()
     assert torch.equal(native_nearest(x, codebook, 3), want)
-    assert native.workers() >= 2
     child = os.fork()
     if child == 0:  # no pytest machinery in here
         ok = native.workers() == 0 and torch.equal(native_nearest(x, codebook, 3), want) and native.workers() == 2
