@@ -17,7 +17,9 @@ struct Best {
 
     float worst() const { return count < k ? INFINITY : distances[0]; }
 
+    // Neither infinity nor NaN is a distance of anything.
     void offer(float d, int64_t r) {
+        if (!(d < INFINITY)) return;
         if (count < k) {
             int64_t i = count++;
             while (i) {

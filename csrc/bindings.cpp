@@ -43,7 +43,8 @@ void ranges(int64_t items, int64_t size, int num_threads, Body&& body) {
 template <class T>
 class Buffer {
 public:
-    explicit Buffer(int64_t count) : data_(static_cast<T*>(::operator new(std::max<size_t>(64, count * sizeof(T)), std::align_val_t{64}))) {}
+    explicit Buffer(int64_t count)
+        : data_(static_cast<T*>(::operator new(static_cast<size_t>(std::max<int64_t>(64, product(count, sizeof(T)))), std::align_val_t{64}))) {}
     ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -96,10 +97,10 @@ public:
         book.bytes = {panels_->data(), starts_->data(), at,         at + codes, at + 2 * codes, at + 3 * codes, at + 4 * codes,
                       at + 4 * codes + groups, at + 4 * codes + 2 * groups, codes, each, groups};
         auto round = CODEWORD_PICK(nearest_prepare_bytes);
-        ranges(panels, std::max<int64_t>(8, chunks_of(panels, 64)), num_threads, [&](int64_t start, int64_t stop, int) {
-            Buffer<int8_t> row(book.d + 64);
-            round(book, start, stop, row.data());
-        });
+        const int64_t room = book.d + 64;
+        Buffer<int8_t> rows(product(room, num_threads));
+        ranges(panels, std::max<int64_t>(8, chunks_of(panels, 64)), num_threads,
+               [&](int64_t start, int64_t stop, int slot) { round(book, start, stop, rows.data() + room * slot); });
         CODEWORD_PICK(nearest_group_bytes)(book);
     }
 
@@ -187,6 +188,7 @@ void row_chunks(int64_t n, int64_t rows, int64_t bytes, int count, Body&& body) 
 }
 
 void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
     const float* x = in<float>("x", x_, {n, d});
     const float* codebook = in<float>("codebook", codebook_, {k, d});
@@ -230,6 +232,7 @@ int64_t nearest_group_codes(int64_t k, int64_t d) {
 // nearest for rows whose indices and bounds of the groups are known from before the codebook moved by shifts; none: for new rows.
 // False, with nothing done, for a codebook whose values are too large or not finite.
 bool nearest_tracked(In x_, In codebook_, std::optional<In> shifts_, Out indices_, Out distances_, Out bounds_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), k = size("codebook", codebook_, 0), d = size("codebook", codebook_, 1);
     int64_t each = nearest_group_codes(k, d);
     if (each == 0) refuse("codebook of " + std::to_string(k) + " codewords and width " + std::to_string(d) + " is not tracked");
@@ -265,6 +268,7 @@ bool nearest_tracked(In x_, In codebook_, std::optional<In> shifts_, Out indices
 // ------------------------------------------------------------------ project
 
 void project(In x_, In matrix_, Out out_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), m = size("matrix", matrix_, 0), d = size("matrix", matrix_, 1);
     const float* x = in<float>("x", x_, {n, d});
     const float* matrix = in<float>("matrix", matrix_, {m, d});
@@ -298,6 +302,7 @@ void project(In x_, In matrix_, Out out_, int64_t num_threads) {
 float orthonormal(int64_t width) { return static_cast<float>(1 / std::sqrt(static_cast<double>(width))); }
 
 void hadamard(In x_, Out out_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), width = size("x", x_, 1);
     if (width < 1 || (width & (width - 1))) refuse("hadamard got width " + std::to_string(width) + "; a power of two is needed");
     const float* x = in<float>("x", x_, {n, width});
@@ -310,6 +315,7 @@ void hadamard(In x_, Out out_, int64_t num_threads) {
 }
 
 void rotate(In x_, In signs_, Out out_, bool inverse, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), width = size("x", x_, 1);
     if (width < 1) refuse("rotate got width 0; at least 1 is needed");
     const float* x = in<float>("x", x_, {n, width});
@@ -356,6 +362,7 @@ int64_t stream_bytes(int64_t rows, int64_t bits) {
 int64_t pack_rows_a_chunk(int64_t positions) { return std::max<int64_t>(64, rows_for(positions)); }
 
 bool pack(In indices_, In widths_, Out bytes_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t rows = size("indices", indices_, 0), positions = size("indices", indices_, 1);
     int kind = 0;
     const void* indices = index_data<const void*>(indices_, rows, positions, kind);
@@ -373,6 +380,7 @@ bool pack(In indices_, In widths_, Out bytes_, int64_t num_threads) {
 }
 
 void unpack(In bytes_, In widths_, Out indices_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t rows = size("indices", indices_, 0), positions = size("indices", indices_, 1);
     int kind = 0;
     void* indices = index_data<void*>(indices_, rows, positions, kind);
@@ -392,6 +400,7 @@ void unpack(In bytes_, In widths_, Out indices_, int64_t num_threads) {
 // ------------------------------------------------------------------ segment_sum
 
 void segment_sum(In x_, In labels_, std::optional<In> weights_, Out sums_, Out counts_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x_, 0), d = size("x", x_, 1), segments = size("sums", sums_, 0);
     const float* x = in<float>("x", x_, {n, d});
     const int64_t* labels = in<int64_t>("labels", labels_, {n});

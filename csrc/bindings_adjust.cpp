@@ -13,6 +13,7 @@ namespace codeword {
 namespace {
 
 void adjust_code(In rows_, In lengths_, In bits_, int64_t rounds, std::optional<In> steps_, Out codes_, Out sums_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("rows", rows_, 0), width = size("rows", rows_, 1), segments = size("lengths", lengths_, 0);
     AdjustTask task{};
     task.rows = in<float>("rows", rows_, {n, width});

@@ -81,6 +81,7 @@ bool split_scan(Collect collect, int64_t queries, const int64_t* ranges, const f
 
 void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64_t bits, In z1, In z, In scalars, bool l2, In spans, In coarse,
               std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     const int64_t block = 32;
     if (bits < 1 || bits > 9) refuse("bit_scan got " + std::to_string(bits) + " bits; 1..9 are allowed");
     int64_t count = size("planes", planes, 0), eights = size("planes", planes, 1), rows = product(count, block);
@@ -105,6 +106,7 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
     float* out_distances = out<float>("distances", distances, {queries, k});
     int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
     if (k < 1) refuse("bit_scan got k=0; at least 1 is needed");
+    check_width("bit_scan", 8 * eights);
     check_spans("bit_scan", ranges, queries * probes, rows);
     const int workers = threads(num_threads);
     const int64_t scratch_bytes = (CODEWORD_PICK(bit_scan_scratch)(blocks) + 127) / 64 * 64;
@@ -136,6 +138,7 @@ void bit_scan(In planes, In factors, In centers, In rest, In rest_factors, int64
 
 // Queries (q, n) made ready for bit_scan: see bit_blocks.prepare_reference. A row at a time, so that it is the same in any batch.
 void bit_query(In queries_, In center_, In signs_, int64_t bits, double slack, bool l2, Out z1_, Out z_, Out scalars_, Out norms_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     if (bits < 1 || bits > 9) refuse("bit_query got " + std::to_string(bits) + " bits; 1..9 are allowed");
     const int64_t count = size("queries", queries_, 0), n = size("queries", queries_, 1);
     if (n < 1) refuse("bit_query got width 0; at least 1 is needed");
@@ -203,6 +206,7 @@ int64_t read_plan(const char* op, const In& plan_, SegmentPart* parts, SegmentBl
 
 // What queries multiply segments with, made ready for segment_scan: see segment_blocks.prepare_reference.
 void segment_query(In z_, In centred_, In towards_, In plan_, In constants_, bool l2, Out z1_, Out wide_, Out scalars_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     SegmentPart parts[SEGMENTS];
     SegmentBlocks blocks{};
     const int64_t groups = read_plan("segment_query", plan_, parts, blocks), segments = blocks.count;
@@ -255,6 +259,7 @@ void segment_query(In z_, In centred_, In towards_, In plan_, In constants_, boo
 
 void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, In plan_, In z1, In z, In scalars, bool l2, In spans, In coarse,
                   std::optional<In> allowed, Out distances, Out rows_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     const int64_t block = 32;
     SegmentPart parts[SEGMENTS];
     SegmentBlocks blocks{};
@@ -275,6 +280,7 @@ void segment_scan(In planes, In factors, In centers, In rest, In rest_factors, I
     float* out_distances = out<float>("distances", distances, {queries, k});
     int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
     if (k < 1) refuse("segment_scan got k=0; at least 1 is needed");
+    check_width("segment_scan", 8 * blocks.eights);
     check_spans("segment_scan", ranges, queries * probes, rows);
     const int workers = threads(num_threads);
     const int64_t scratch_bytes = CODEWORD_PICK(segment_scan_scratch)(blocks);

@@ -35,6 +35,7 @@ void fill(E8Tables& t, const float* patterns) {
 }
 
 void e8_nearest(In x, In patterns, Out out_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x, 0);
     const int32_t* from = in<int32_t>("x", x, {n, 8});
     int64_t* to = out<int64_t>("out", out_, {n});

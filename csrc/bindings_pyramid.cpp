@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t ROWS = 64;  // groups a chunk: whole vectors of lanes on every target
 
 void pyramid_project(In x, int64_t pulses, Out points_, Out gains_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("x", x, 0), dim = size("x", x, 1);
     if (dim < 1 || dim > PYRAMID_DIM) refuse("pyramid_project got groups of " + std::to_string(dim) + "; 1..1024 are allowed");
     if (pulses < 1 || pulses >= (1 << 20)) refuse("pyramid_project got " + std::to_string(pulses) + " pulses; 1..2^20 are allowed");
@@ -39,6 +40,7 @@ PyramidTables tables(const In& counts, const In& sums) {
 }
 
 void pyramid_number(In points_, In counts, In sums, Out index_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     PyramidTables t = tables(counts, sums);
     int64_t n = size("points", points_, 0);
     const int64_t* points = in<int64_t>("points", points_, {n, t.dim});
@@ -61,6 +63,7 @@ void pyramid_number(In points_, In counts, In sums, Out index_, int64_t num_thre
 }
 
 void pyramid_point(In index_, In counts, In sums, Out points_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     PyramidTables t = tables(counts, sums);
     int64_t n = size("index", index_, 0);
     const int64_t* index = in<int64_t>("index", index_, {n});

@@ -19,6 +19,7 @@ namespace codeword {
 namespace {
 
 void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     int64_t n = size("magnitudes", magnitudes, 0), dim = size("magnitudes", magnitudes, 1);
     if (cells < 2 || cells > 256) refuse("grid_code got " + std::to_string(cells) + " cells; 2..256 are allowed");
     if (dim > (int64_t{1} << 24)) refuse("grid_code got " + std::to_string(dim) + " dimensions; at most 2^24 are allowed");
@@ -84,6 +85,7 @@ void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t p
 
 void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In spans, In coarse, std::optional<In> allowed, Out distances, Out rows_,
               int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     if (width != 4 && width != 8 && width != 16) refuse("lut_scan got codes of " + std::to_string(width) + " bits; 4, 8 or 16 are allowed");
     const int64_t count = size("codes", codes, 0), queries = size("tables", tables, 0), books = size("tables", tables, 1),
                   entries = size("tables", tables, 2), probes = size("spans", spans, 1), k = size("distances", distances, 1);
@@ -116,7 +118,7 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(books, entries, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
-    const int64_t at_once = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
+    const int64_t at_once = std::min<int64_t>(most, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
     std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(rooms, static_cast<int64_t>(bytes)))]);
     std::unique_ptr<float[]> highs(new float[static_cast<size_t>(product(rooms, k))]);
     std::unique_ptr<LutCandidate[]> candidates(new LutCandidate[static_cast<size_t>(product(rooms, LUT_WAITING + k))]);
@@ -174,6 +176,7 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
 }
 
 void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, int64_t assigned, int64_t sweeps, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     AdditiveSearch s{};
     int64_t n = size("terms", terms, 0);
     s.positions = size("terms", terms, 1);
@@ -215,6 +218,7 @@ void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, 
 }
 
 void lut_tables(In queries, In codebooks, double factor, std::optional<In> first, Out out_, int64_t num_threads) {
+    [[maybe_unused]] DefaultFloatMode mode;
     const int64_t count = size("queries", queries, 0), books = size("codebooks", codebooks, 0), dim = size("codebooks", codebooks, 1),
                   entries = size("codebooks", codebooks, 2);
     const float* from = in<float>("queries", queries, {count, books, dim});

@@ -32,7 +32,7 @@ bool runs(Isa isa) {
     if (isa == Isa::avx512)
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") &&
-               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+               __builtin_cpu_supports("avx512vbmi");
 #endif
     return isa == Isa::baseline;
 }

@@ -12,21 +12,9 @@
 #include <pthread.h>
 #include <signal.h>
 #endif
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
 
 namespace codeword {
 namespace {
-
-// Results may not depend on whether the calling program flushes subnormals: every thread computes with the default mode.
-struct DefaultFloatMode {
-#if defined(__x86_64__)
-    unsigned saved = _mm_getcsr();
-    DefaultFloatMode() { _mm_setcsr(0x1f80); }
-    ~DefaultFloatMode() { _mm_setcsr(saved); }
-#endif
-};
 
 struct Job {
     Task task;
@@ -87,7 +75,7 @@ private:
     }
 
     void loop() {
-        DefaultFloatMode mode;
+        [[maybe_unused]] DefaultFloatMode mode;
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             wake_.wait(lock, [this] { return places_ > 0; });
@@ -127,9 +115,14 @@ Team torch_team() {
 }
 
 void join(void* context) {
-    DefaultFloatMode mode;
+    [[maybe_unused]] DefaultFloatMode mode;
     Job* job = static_cast<Job*>(context);
-    job->work(job->slots.fetch_add(1, std::memory_order_relaxed));
+    // A slot goes only to who has a chunk: there are no more of them than chunks, as callers' scratch memory expects.
+    int64_t chunk = job->next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= job->chunks) return;
+    int slot = job->slots.fetch_add(1, std::memory_order_relaxed);
+    job->task(job->context, chunk, slot);
+    job->work(slot);
 }
 
 // Never destroyed: parked workers may outlive static destructors. A forked child drops the parent's pool, whose threads it has not.
@@ -150,7 +143,7 @@ Pool* get_pool() {
 
 void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexcept {
     if (chunks <= 0) return;
-    DefaultFloatMode mode;
+    [[maybe_unused]] DefaultFloatMode mode;
     Job job{task, context, chunks};
     int64_t helpers = (num_threads < chunks ? num_threads : chunks) - 1;
     if (helpers > 0) {

@@ -5,10 +5,23 @@
 // forgotten in a forked child, which starts its own. A call that finds the pool busy (another Python thread) runs on its own thread.
 #pragma once
 #include <cstdint>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 namespace codeword {
 
-// task(context, chunk, slot): slot < num_threads is distinct among tasks that run at the same time, for scratch memory. It must not throw.
+// Results may not depend on whether the calling program flushes subnormals: every thread computes with the default mode,
+// and so does what a binding itself computes: one stands at the start of each.
+struct DefaultFloatMode {
+#if defined(__x86_64__)
+    unsigned saved = _mm_getcsr();
+    DefaultFloatMode() { _mm_setcsr(0x1f80); }
+    ~DefaultFloatMode() { _mm_setcsr(saved); }
+#endif
+};
+
+// task(context, chunk, slot): slot < min(num_threads, chunks) is distinct among tasks that run at the same time, for scratch memory. It must not throw.
 using Task = void (*)(void* context, int64_t chunk, int slot);
 
 void run_chunks(int64_t chunks, int num_threads, Task task, void* context) noexcept;

@@ -7,6 +7,11 @@
 
 namespace codeword {
 
+// Sums over dimensions are kept in 32 bits.
+inline void check_width(const char* op, int64_t dim) {
+    if (dim > 1 << 20) refuse(std::string(op) + " got " + std::to_string(dim) + " dimensions; at most 2^20 are allowed");
+}
+
 // Spans must lie in 0..rows and start at multiples of 32.
 inline void check_spans(const char* op, const int64_t* ranges, int64_t count, int64_t rows) {
     for (int64_t i = 0; i < count; ++i) {

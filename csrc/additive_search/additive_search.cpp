@@ -101,13 +101,14 @@ CODEWORD_INLINE float ceiling(double base, double worst) {
     return (float)(room + 1e-6 * __builtin_fabs(room) + 1e-37);
 }
 
-CODEWORD_INLINE void offer(List& list, const float* sums, int64_t width, double base, int64_t from) {
+CODEWORD_INLINE void offer(List& list, const float* sums, int64_t size, int64_t width, double base, int64_t from) {
     double worst = list.worst();
     f32v limit = splat(worst < INFINITE ? ceiling(base, worst) : __builtin_inff());
     for (int64_t at = 0; at < width; at += F32) {
         uint32_t hits = any_of(load<f32v>(sums + at) <= limit);
         for (; hits; hits &= hits - 1) {
             int64_t k = at + __builtin_ctz(hits);
+            if (k >= size) break;  // padding, whatever it holds
             double value = base + (double)sums[k];
             if (!(value < worst)) continue;
             list.insert(value, from, k);
@@ -141,7 +142,7 @@ CODEWORD_INLINE void children(const AdditiveSearch& s, const Scratch& w, List& l
         }
         field(s, term, slice, mine, m, filled, w.sums);
         if (known) base -= (double)w.sums[mine[m]];
-        offer(list, w.sums, s.width, base, h);
+        offer(list, w.sums, s.size, s.width, base, h);
     }
 }
 

@@ -82,6 +82,7 @@ void round_tables(const LutBlocks& blocks, LutQuery& query) {
         const float low = range_of(t, size).low;
         uint8_t* to = query.bytes + m * stride;
         for (int64_t i = 0; i < size; ++i) to[i] = static_cast<uint8_t>(static_cast<int32_t>((t[i] - low) * inverse));
+        for (int64_t i = size; i < stride; ++i) to[i] = to[size - 1];  // codes beyond the table count as its last entry
     }
 }
 
@@ -442,7 +443,8 @@ void enlist(const LutBlocks& blocks, int64_t block, uint32_t mask, const uint16_
             if (blocks.terms) value += blocks.terms[row];
             const double error = margin(blocks, query.magnitude + __builtin_fabs(value) + __builtin_fabs(static_cast<double>(coarse)));
             low = static_cast<float>(value - error);
-            bound(query, static_cast<float>(value + query.step * static_cast<double>(blocks.books) * (1 + 0x1p-18) + error));
+            const float high = static_cast<float>(value + query.step * static_cast<double>(blocks.books) * (1 + 0x1p-18) + error);
+            if (high == high) bound(query, high);  // NaN of infinite terms bounds nothing
         }
         if (query.waiting == LUT_WAITING + query.k) settle(blocks, query);
         query.candidates[query.waiting++] = {row, low, coarse};

@@ -146,3 +146,14 @@ def _native(terms: Tensor, gram: Tensor, start: ops.States, filled: int, beam: i
 
 def _same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(a[0], b[0]) and torch.equal(a[1].view(torch.int64), b[1].view(torch.int64))
+
+
+def test_what_padding_holds_never_becomes_a_code() -> None:
+    terms, gram = tables(20, 3, 10)
+    want = ops.additive_search(terms, gram, ops.empty_states(20, 3), filled=0, beam=4, sweeps=2)
+    terms[..., 10:] = -torch.inf
+    gram[..., 10:] = -1e30
+    found = additive.additive_search(terms, gram, ops.empty_states(20, 3), filled=0, beam=4, sweeps=2)
+    if dispatch.choice("additive_search") == "native":
+        assert torch.equal(found.codes, want.codes)
+    assert int(found.codes.max()) < 10

@@ -56,6 +56,9 @@ def problem(books: int, size: int, kind: str = "gaussian", terms: bool = True, q
         tables, row_terms = tables * 1e-42, row_terms * 1e-42
     elif kind == "outlier":
         tables[:, books // 2, size // 2] = 1e9
+    elif kind == "infinite terms":
+        row_terms[::7], row_terms[3::50] = -torch.inf, torch.inf
+        row_terms[5::90] = torch.nan
     elif kind == "offset":  # rounding errors of the sum exceed what tells rows apart
         tables, row_terms = tables * 1e-3 + 1e3, row_terms - 1e6
     elif kind == "terms":
@@ -88,7 +91,7 @@ def test_kernel_equals_definition(books: int, size: int) -> None:
 
 
 @native
-@pytest.mark.parametrize("kind", ["ties", "constant", "large", "tiny", "outlier", "offset", "terms"])
+@pytest.mark.parametrize("kind", ["ties", "constant", "large", "tiny", "outlier", "offset", "terms", "infinite terms"])
 @pytest.mark.parametrize("size", [16, 256, 300])
 @pytest.mark.parametrize("terms", [False, True])
 def test_hard_tables(kind: str, size: int, terms: bool) -> None:

@@ -69,3 +69,12 @@ def test_wrong_blocks_are_refused() -> None:
     if tracker.native:
         with pytest.raises(ShapeError, match="Tracker got"):
             tracker.nearest(torch.zeros(5, 20), 6)
+
+
+def test_a_codebook_that_its_owner_writes_into_is_seen_to_move() -> None:
+    x, codebook = pairs("gaussian", 2000, 300, 16)
+    tracker = ops.Tracker(len(x))
+    for row in range(4):
+        tracker.move(codebook)
+        assert torch.equal(tracker.nearest(x, 0).indices, ops.nearest(x, codebook).indices)
+        codebook[200] = x[row]

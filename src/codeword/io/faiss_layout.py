@@ -256,7 +256,8 @@ def _inverted(reader: _Reader, kind: str) -> Found:
     count = reader.uint64("nlist", 1, MAX_LISTS)
     nprobe = reader.uint64("nprobe", 0, 1 << 62)
     centroids = _centroids(reader, header, count)
-    reader.integer(1, "direct map", 0, 2)
+    if reader.integer(1, "direct map", 0, 2) == 2:
+        raise FormatError("kind", "a direct map by hash table is not read; write the index with set_direct_map_type(NoMap)")
     reader.vector("<i8", "direct map")
     residual = True
     if kind == "IwPQ":

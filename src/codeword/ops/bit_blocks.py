@@ -179,7 +179,7 @@ def visit(estimates: Callable[[int, int, int, float], tuple[Tensor, Tensor]], sp
                 near &= allowed[start:stop]
             index = near.nonzero().squeeze(1)
             for row, low, value in zip((index + start).tolist(), bound[index].tolist(), distance[index].tolist(), strict=True):
-                if len(best) < k or (low <= best[k - 1][0] and (value, row) < best[k - 1]):
+                if value < torch.inf and (len(best) < k or (low <= best[k - 1][0] and (value, row) < best[k - 1])):
                     best.append((value, row))
                     best.sort()
                     del best[k:]

@@ -68,7 +68,7 @@ class Tracker:
 
     def move(self, codebook: Tensor) -> None:
         """The codebook (k, d) of the calls to come."""
-        before, self._codebook = self._codebook, codebook.detach().float().contiguous()
+        before, self._codebook = self._codebook, codebook.detach().float().contiguous().clone()  # the caller may write into its own
         self._shifts = None
         self._moves += 1
         if not self.native:
