@@ -42,7 +42,7 @@ SPECS = {
     "ecsq": "ecsq:bits={bits}",
     "lloyd-max": "scalar:bits={bits},placement=lloyd,per=all",
     "uniform": "scalar:bits={bits},placement=mse,per=all",
-    "lvq": "lvq:level_bits={bits}",
+    "lvq": "lvq:code_bits={bits}",
     "e8": "e8:bits={bits}",
     "pvq": "pvq:bits={bits}",
     "pq": "pq:bits={bits},iterations=10",

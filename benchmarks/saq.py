@@ -91,7 +91,7 @@ def library_bits(dim: int, bits: int) -> float:
 
 def paper_error(rows: Tensor, base: Tensor, queries: Tensor, truth: Tensor, total: float) -> tuple[float, float]:
     """Error and bits of SAQ with the paper's segments: multiples of 64, 64 bits each and one more norm."""
-    saq, found = SAQ(dim=rows.shape[1], total_bits=total, granularity=64), pca(rows)
+    saq, found = SAQ(dim=rows.shape[1], rate=total, granularity=64), pca(rows)
     plan = bit_plan(found.variances.numpy(), int(total * saq.dim) - 32, granularity=64, overhead=64)
     saq._learn(rows, None, found, plan)
     saq.fitted = True
@@ -102,13 +102,13 @@ def error_rows(data: str, rows: Tensor, queries: Tensor, all_bits: list[int]) ->
     base, dim = rows[:BASE].contiguous(), rows.shape[1]
     truth = torch.cdist(queries.double(), base.double()).square()
     for bits in all_bits:
-        rabitq, lvq = RaBitQ(dim=dim, code_bits=bits).fit(rows), LVQ(dim=dim, level_bits=bits).fit(rows)
+        rabitq, lvq = RaBitQ(dim=dim, code_bits=bits).fit(rows), LVQ(dim=dim, code_bits=bits).fit(rows)
         caq = CAQ(dim=dim, code_bits=bits).fit(rows)
         exact = scanned_error(rabitq, base, queries, truth)
         peers = (("rabitq", rabitq.nominal_bits, exact), ("lvq", lvq.nominal_bits, lvq_error(lvq, base, queries, truth)),
                  ("rabitqlib", library_bits(dim, bits), library_error(rows, base, queries, truth, bits)))
         for peer, stored, error in peers:
-            saq = SAQ(dim=dim, total_bits=stored).fit(rows)
+            saq = SAQ(dim=dim, rate=stored).fit(rows)
             yield row("error", data, dim, "saq", peer, bits, stored, saq.nominal_bits, error, scanned_error(saq, base, queries, truth), saq)
         ours, spent = paper_error(rows, base, queries, truth, rabitq.nominal_bits)
         yield row("error", data, dim, "saq-paper", "rabitq", bits, rabitq.nominal_bits, spent, exact, ours)
@@ -141,7 +141,7 @@ def time_rows(data: str, rows: Tensor, all_bits: list[int]) -> Iterator[dict]:
 
     for bits in all_bits:
         rabitq, caq = RaBitQ(dim=dim, code_bits=bits).fit(rows), CAQ(dim=dim, code_bits=bits).fit(rows)
-        saq = SAQ(dim=dim, total_bits=rabitq.nominal_bits).fit(rows)
+        saq = SAQ(dim=dim, rate=rabitq.nominal_bits).fit(rows)
         rotated, coordinates, turned = caq._rotated(part), saq._coordinates(part), caq._rotated(few)
         took = in_turn({
             "caq": lambda caq=caq, rotated=rotated: caq._assign(*rotated), "saq": lambda saq=saq, y=coordinates: saq._assign(*y),

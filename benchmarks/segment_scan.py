@@ -56,7 +56,7 @@ def main() -> None:
     table = []
     for nlist in (None,) if options.quick else (None, 128):
         for bits in (4,) if options.quick else (1, 2, 4, 8):
-            for name, spec in (("saq", f"saq:total_bits={bits}"), ("rabitq", f"rabitq:code_bits={bits}")):
+            for name, spec in (("saq", f"saq:rate={bits}"), ("rabitq", f"rabitq:code_bits={bits}")):
                 index = codeword.Index(dim=x.shape[1], metric="l2", quantizer=spec, nlist=nlist).fit(base)
                 index.add(base)
                 index.compact()

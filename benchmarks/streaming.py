@@ -27,7 +27,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[1]
 COLUMNS = ("what", "quantizer", "dtype", "gigabytes", "seconds", "megabytes_per_second", "anonymous_mb", "result_mb", "target", "holds",
            "load")
-QUANTIZERS = ("rabitq:code_bits=1", "scalar:level_bits=4", "pq:bits=0.25,iterations=4")
+QUANTIZERS = ("rabitq:code_bits=1", "scalar:code_bits=4", "pq:bits=0.25,iterations=4")
 MEMORY_MB, OPEN_SECONDS = 1000, 0.1
 
 ENCODE = """
@@ -89,7 +89,7 @@ def make_index(path: pathlib.Path, source: pathlib.Path, size: int) -> int:
     """A saved index of at least ``size`` bytes: four bits to search, the vectors beside them for re-ranking."""
     from codeword.search.index import Index
     vectors = np.load(source, mmap_mode="r")
-    index = Index(dim=vectors.shape[1], quantizer="scalar:level_bits=4", store="float32").fit(vectors[:4096])
+    index = Index(dim=vectors.shape[1], quantizer="scalar:code_bits=4", store="float32").fit(vectors[:4096])
     while len(index) * index.bytes_per_vector < size:
         index.add(vectors)
     index.compact().save(path)
@@ -152,7 +152,7 @@ def main() -> None:
         found = sorted((float(text.split()[0]), peak) for text, _, peak in
                        (watched([sys.executable, "-c", OPEN, str(folder / "index")]) for _ in range(5)))
         seconds, peak = found[2]
-        add("open", "scalar:level_bits=4 and float32", "", amount, seconds, peak, 0, OPEN_SECONDS, seconds < OPEN_SECONDS, load)
+        add("open", "scalar:code_bits=4 and float32", "", amount, seconds, peak, 0, OPEN_SECONDS, seconds < OPEN_SECONDS, load)
     finally:
         shutil.rmtree(folder)
 

@@ -18,7 +18,7 @@ def normal(n: int, dim: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("bits", "low", "high"), [(2, 0.089, 0.093), (3, 0.025, 0.0305), (4, 0.007, 0.0092)])
 @pytest.mark.parametrize("gain", ["global", "row"])
 def test_gaussian_error(bits: int, low: float, high: float, gain: str) -> None:
-    quantizer = E8(dim=64, level_bits=bits, gain=gain).fit(normal(500, 64))
+    quantizer = E8(dim=64, code_bits=bits, gain=gain).fit(normal(500, 64))
     x = normal(6000, 64, seed=1)
     # A gain of its own fits a row of 64 a little better than the scale of all, for half a bit a dimension more.
     error = float(np.square(x - quantizer.decode(quantizer.encode(x))).mean())
@@ -44,7 +44,7 @@ def test_row_gain_is_least_squares_and_follows_the_row() -> None:
 @pytest.mark.parametrize("gain", ["global", "row"])
 def test_codes_do_not_depend_on_a_power_of_two(gain: str) -> None:
     x = normal(60, 16)
-    a, b = (E8(dim=16, level_bits=4, gain=gain).fit(y) for y in (x, x * np.float32(2.0**20)))
+    a, b = (E8(dim=16, code_bits=4, gain=gain).fit(y) for y in (x, x * np.float32(2.0**20)))
     assert (a.encode(x).indices == b.encode(x * np.float32(2.0**20)).indices).all()
 
 
@@ -54,6 +54,6 @@ def test_dial_and_refusals() -> None:
     for dim, bits in ((12, 2), (16, 1), (16, 6)):
         with pytest.raises(Unsupported):
             E8.for_bits(dim, bits)
-    for bad in ({"dim": 12}, {"level_bits": 5}, {"gain": "column"}):
+    for bad in ({"dim": 12}, {"code_bits": 5}, {"gain": "column"}):
         with pytest.raises(CodewordError):
             E8(**{"dim": 16, **bad})

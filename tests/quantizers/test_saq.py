@@ -42,7 +42,7 @@ def slope(estimate: Tensor, truth: Tensor) -> float:
 def test_saq_is_right_on_average_and_better_than_one_grid(bits: float) -> None:
     train, rows, queries = skewed(2000, 128), skewed(500, 128, 1), skewed(60, 128, 2)
     truth = torch.cdist(queries.double(), rows.double()).square()
-    saq = SAQ(dim=128, total_bits=bits).fit(train)
+    saq = SAQ(dim=128, rate=bits).fit(train)
     codes = saq.encode(rows)
     assert saq.bits(codes) <= bits and saq.nominal_bits > bits - 0.3
     estimate = distances(saq, codes, queries)
@@ -57,7 +57,7 @@ def test_saq_is_right_on_average_and_better_than_one_grid(bits: float) -> None:
 def test_saq_norms_and_scales_are_those_of_the_rows() -> None:
     rows = skewed(800, 96)
     for bits in (1.2, 4, 9):
-        saq = SAQ(dim=96, total_bits=bits).fit(rows)
+        saq = SAQ(dim=96, rate=bits).fit(rows)
         codes = saq.encode(rows)
         norms = (rows - saq.mean).double().square().sum(1)
         assert torch.allclose(saq.square_norms(codes), norms, rtol=2e-3 if bits < 2 else 1e-4)
@@ -75,14 +75,14 @@ def test_saq_error_falls_with_bits_and_fractions_count() -> None:
     truth = torch.cdist(queries.double(), train[:300].double()).square()
     errors = []
     for bits in (1.5, 2, 2.5, 3, 4, 5, 7, 9):
-        saq = SAQ(dim=64, total_bits=bits, granularity=16).fit(train)
+        saq = SAQ(dim=64, rate=bits, granularity=16).fit(train)
         errors.append(relative(distances(saq, saq.encode(train[:300]), queries), truth))
     assert all(after < before for before, after in pairwise(errors)), errors
 
 
 def test_saq_rows_far_from_the_fitted_ones() -> None:
     train = skewed(600, 32)
-    saq = SAQ(dim=32, total_bits=6, granularity=8).fit(train)
+    saq = SAQ(dim=32, rate=6, granularity=8).fit(train)
     for factor in (1e-30, 1e-3, 30.0, 1e4, 1e37):
         rows = (train[:50] - saq.mean) * factor + saq.mean
         values = torch.as_tensor(saq.decode(saq.encode(rows)))
@@ -94,27 +94,27 @@ def test_saq_rows_far_from_the_fitted_ones() -> None:
 def test_saq_constant_columns_and_few_rows() -> None:
     rows = torch.zeros(40, 48)
     rows[:, :3] = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    saq = SAQ(dim=48, total_bits=4).fit(rows)
+    saq = SAQ(dim=48, rate=4).fit(rows)
     error = torch.as_tensor(saq.decode(saq.encode(rows))) - rows
     assert float(error.square().sum() / rows.square().sum()) < 0.01
-    one = SAQ(dim=48, total_bits=2).fit(rows[:1])
+    one = SAQ(dim=48, rate=2).fit(rows[:1])
     assert torch.allclose(torch.as_tensor(one.decode(one.encode(rows[:1]))), rows[:1])
 
 
 def test_saq_weights_and_repetition_agree() -> None:
     rows = skewed(200, 32)
     weights = (torch.arange(200) % 3).float()
-    a = SAQ(dim=32, total_bits=5, granularity=8).fit(rows, weights=weights)
-    b = SAQ(dim=32, total_bits=5, granularity=8).fit(rows.repeat_interleave(weights.long(), 0))
+    a = SAQ(dim=32, rate=5, granularity=8).fit(rows, weights=weights)
+    b = SAQ(dim=32, rate=5, granularity=8).fit(rows.repeat_interleave(weights.long(), 0))
     assert a.plan == b.plan and torch.allclose(a.variances, b.variances, rtol=1e-4) and torch.allclose(a.gains, b.gains, rtol=1e-3)
 
 
 def test_saq_dial() -> None:
     assert SAQ.for_bits(384, 2).granularity == 32 and SAQ.for_bits(64, 0.8).granularity == 8
-    assert SAQ.for_bits(384, 0.5).total_bits == 0.5
+    assert SAQ.for_bits(384, 0.5).rate == 0.5
     with pytest.raises(Unsupported, match="33 bits"):
         SAQ.for_bits(8, 4)
-    for wrong in ({"total_bits": 0.1}, {"total_bits": 40.0}, {"granularity": 0}, {"rounds": -1}):
+    for wrong in ({"rate": 0.1}, {"rate": 40.0}, {"granularity": 0}, {"rounds": -1}):
         with pytest.raises(CodewordError, match="saq got"):
             SAQ(**{"dim": 64, **wrong})  # type: ignore[arg-type]
 
@@ -123,7 +123,7 @@ def test_saq_dial() -> None:
                                   [[64, 13]], [[32, 1], [16, 0], [16, 0]], [[64.0, 1]]])
 def test_saq_refuses_a_strangers_plan(plan: object) -> None:
     with pytest.raises(FormatError):
-        SAQ(dim=64, total_bits=3).restore({"fitted": True, "plan": plan})
+        SAQ(dim=64, rate=3).restore({"fitted": True, "plan": plan})
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])

@@ -28,7 +28,7 @@ def test_estimates_are_those_of_the_codes(metric: str, bits: float) -> None:
     """The packed estimate equals the formula over unpacked codes, up to the rounding of query and factors."""
     x, q = data(300)
     given = x[:1].expand(len(x), -1)
-    quantizer = SAQ(dim=96, total_bits=bits).fit(x - given)
+    quantizer = SAQ(dim=96, rate=bits).fit(x - given)
     assert isinstance(quantizer, Scannable)
     codes = quantizer.encode(x, given=given)
     packed = quantizer.pack(codes, given)
@@ -55,7 +55,7 @@ def test_estimates_are_those_of_the_codes(metric: str, bits: float) -> None:
 def test_bounds_hold_for_almost_all_rows(metric: str) -> None:
     """1.9 standard deviations leave 3 % of Gaussian errors beyond them, in each of the looks."""
     x, q = data()
-    quantizer = SAQ(dim=96, total_bits=5, deviations=100.0).fit(x)
+    quantizer = SAQ(dim=96, rate=5, deviations=100.0).fit(x)
     packed, query = quantizer.pack(quantizer.encode(x)), quantizer.prepare(q, metric)
     distance, bound = quantizer.scan(packed, query, 0, len(x))
     beyond = float((bound > distance).float().mean())
@@ -66,7 +66,7 @@ def test_bounds_hold_for_almost_all_rows(metric: str) -> None:
 def test_codes_come_back() -> None:
     x, _ = data(500)
     for bits in (1.0, 3.0, 8.0):
-        quantizer = SAQ(dim=96, total_bits=bits).fit(x)
+        quantizer = SAQ(dim=96, rate=bits).fit(x)
         codes = quantizer.encode(x)
         back = quantizer.unpack(quantizer.pack(codes), torch.arange(500))
         assert torch.equal(torch.as_tensor(back.indices), torch.as_tensor(codes.indices))
@@ -82,7 +82,7 @@ def test_codes_come_back() -> None:
 def test_all_looks_together_find_what_the_estimates_say(metric: str, bits: float) -> None:
     """Recall of the plain order of estimates is nearly kept, and lost where too little is allowed for what is not read."""
     x, q = data()
-    quantizer = SAQ(dim=96, total_bits=bits).fit(x)
+    quantizer = SAQ(dim=96, rate=bits).fit(x)
     packed = quantizer.pack(quantizer.encode(x))
     spans = torch.tensor([[[0, len(x)]]]).expand(len(q), 1, 2)
     coarse = q.square().sum(1, keepdim=True) if metric == "l2" else torch.zeros(len(q), 1)
@@ -102,7 +102,7 @@ def test_all_looks_together_find_what_the_estimates_say(metric: str, bits: float
 def test_search_is_the_same_native_and_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     x, q = data(900)
     for metric in ("l2", "ip", "cosine"):
-        index = Index(dim=96, metric=metric, quantizer="saq:total_bits=3.5", nlist=8).fit(x)
+        index = Index(dim=96, metric=metric, quantizer="saq:rate=3.5", nlist=8).fit(x)
         index.add(x)
         found = index.search(q, k=7, nprobe=4)
         monkeypatch.setattr(segment_blocks.dispatch, "choice", lambda op, device="cpu": "reference")

@@ -24,7 +24,7 @@ def error(quantizer, x) -> float:
     ("lloyd", 1, 0.3634), ("lloyd", 2, 0.1175), ("lloyd", 3, 0.03454), ("lloyd", 4, 0.009497),
     ("mse", 1, 0.3634), ("mse", 2, 0.1188), ("mse", 3, 0.03744), ("mse", 4, 0.01154), ("mse", 5, 0.003495), ("mse", 8, 8.769e-5)])
 def test_gaussian_error_is_the_known_one(placement: str, bits: int, want: float) -> None:
-    quantizer = ScalarQuantizer(dim=8, level_bits=bits, placement=placement, per="all").fit(normal(40000, 8))
+    quantizer = ScalarQuantizer(dim=8, code_bits=bits, placement=placement, per="all").fit(normal(40000, 8))
     # With 8 bits a tenth of the error is a few values in 100,000, clipped.
     assert error(quantizer, normal(40000, 8, seed=1)) == pytest.approx(want, rel=0.03 if bits < 8 else 0.08)
 
@@ -50,7 +50,7 @@ def test_best_uniform_grid_is_no_worse_than_a_fine_search() -> None:
 @pytest.mark.parametrize("bits", [1, 3, 8])
 def test_codes_are_the_nearest_levels(per: str, placement: str, bits: int) -> None:
     x = normal(50, 12) * np.linspace(0.1, 4, 12, dtype=np.float32) + 1
-    quantizer = ScalarQuantizer(dim=12, level_bits=bits, placement=placement, per=per).fit(x)
+    quantizer = ScalarQuantizer(dim=12, code_bits=bits, placement=placement, per=per).fit(x)
     codes = quantizer.encode(x)
     found = np.abs(x - quantizer.decode(codes))
     for level in range(1 << bits):
@@ -61,7 +61,7 @@ def test_codes_are_the_nearest_levels(per: str, placement: str, bits: int) -> No
 def test_mse_and_lloyd_beat_minmax() -> None:
     x = normal(2000, 16) ** 3
     for per in ("dim", "all", "vector"):
-        minmax, mse, lloyd = (error(ScalarQuantizer(dim=16, level_bits=3, placement=p, per=per).fit(x), x)
+        minmax, mse, lloyd = (error(ScalarQuantizer(dim=16, code_bits=3, placement=p, per=per).fit(x), x)
                               for p in ("minmax", "mse", "lloyd"))
         assert mse < minmax
         if per != "vector":  # one table for vectors of sixteen heavy-tailed entries fits few of them
@@ -74,8 +74,8 @@ def test_fit_honours_weights() -> None:
     repeated = np.repeat(x, weights, axis=0)
     for placement in ("minmax", "mse", "lloyd"):
         for per in ("dim", "all"):
-            a = ScalarQuantizer(dim=4, level_bits=2, placement=placement, per=per).fit(x, weights=weights)
-            b = ScalarQuantizer(dim=4, level_bits=2, placement=placement, per=per).fit(repeated)
+            a = ScalarQuantizer(dim=4, code_bits=2, placement=placement, per=per).fit(x, weights=weights)
+            b = ScalarQuantizer(dim=4, code_bits=2, placement=placement, per=per).fit(repeated)
             assert error(a, x) == pytest.approx(error(b, x), rel=1e-3)
 
 
@@ -88,7 +88,7 @@ def test_faiss_ranges_decode_to_the_same_bits(dim: int, kind: str, bits: int, pe
     theirs = faiss.ScalarQuantizer(dim, getattr(faiss.ScalarQuantizer, kind))
     theirs.train(x)
     trained = torch.from_numpy(faiss.vector_to_array(theirs.trained).copy())
-    ours = ScalarQuantizer(dim=dim, level_bits=bits, per=per).fit(x)
+    ours = ScalarQuantizer(dim=dim, code_bits=bits, per=per).fit(x)
     ours.low.copy_(trained[:len(trained) // 2])
     ours.span.copy_(trained[len(trained) // 2:])
     packed = theirs.compute_codes(x)
@@ -100,7 +100,7 @@ def test_faiss_ranges_decode_to_the_same_bits(dim: int, kind: str, bits: int, pe
 
 
 def test_scalar_refuses_what_it_cannot_do() -> None:
-    for bad in ({"level_bits": 0}, {"level_bits": 9}, {"placement": "best"}, {"per": "row"}, {"dim": 0}):
+    for bad in ({"code_bits": 0}, {"code_bits": 9}, {"placement": "best"}, {"per": "row"}, {"dim": 0}):
         with pytest.raises(CodewordError):
             ScalarQuantizer(**{"dim": 4, **bad})
     with pytest.raises(Unsupported):
@@ -117,7 +117,7 @@ def test_scalar_refuses_what_it_cannot_do() -> None:
 
 def test_lvq_follows_its_formulas() -> None:
     x = normal(64, 24, seed=3) + 5
-    lvq = LVQ(dim=24, level_bits=4).fit(x)
+    lvq = LVQ(dim=24, code_bits=4).fit(x)
     codes = lvq.encode(x)
     y = (x - lvq.center.numpy()).astype(np.float64) / float(lvq.unit)
     bias = y.min(1).astype(np.float16)
@@ -131,7 +131,7 @@ def test_lvq_follows_its_formulas() -> None:
 
 def test_lvq_second_level_divides_the_first() -> None:
     x = normal(200, 32, seed=4)
-    one, two = LVQ(dim=32, level_bits=4).fit(x), LVQ(dim=32, level_bits=4, residual_bits=4).fit(x)
+    one, two = LVQ(dim=32, code_bits=4).fit(x), LVQ(dim=32, code_bits=4, residual_bits=4).fit(x)
     codes = two.encode(x)
     assert (codes.indices[:, :32] == one.encode(x).indices).all()
     assert error(two, x) < error(one, x) / 150  # 225 but for the halved range of the residual's ends
@@ -146,7 +146,7 @@ def test_lvq_second_level_divides_the_first() -> None:
 
 def test_lvq_rows_that_are_constant_or_far_out() -> None:
     x = normal(200, 16)
-    lvq = LVQ(dim=16, level_bits=8).fit(x)
+    lvq = LVQ(dim=16, code_bits=8).fit(x)
     flat = lvq.center.numpy() + np.float32(0.37)
     codes = lvq.encode(flat[None])
     assert not codes.indices.any() and np.abs(lvq.decode(codes) - flat).max() < 2e-4
@@ -167,7 +167,7 @@ def test_lvq_codes_do_not_depend_on_the_scale_of_the_data(power: int) -> None:
 @pytest.mark.parametrize("dim", [1, 7, 24])
 def test_lvq_scan_is_the_distance_to_what_is_decoded(bits: int, rest: int, metric: str, dim: int) -> None:
     x, q = normal(100, dim) + 1, torch.from_numpy(normal(9, dim, seed=2))
-    lvq = LVQ(dim=dim, level_bits=bits, residual_bits=rest).fit(x)
+    lvq = LVQ(dim=dim, code_bits=bits, residual_bits=rest).fit(x)
     codes, given = lvq.encode(torch.from_numpy(x)), torch.from_numpy(normal(100, dim, seed=3))
     packed = lvq.pack(codes, given)
     lvq.check(packed)
@@ -200,10 +200,10 @@ def test_lvq_scan_keeps_the_lower_row_of_equal_ones() -> None:
 
 
 def test_lvq_dial() -> None:
-    assert LVQ.for_bits(384, 4).level_bits == 4 and LVQ.for_bits(384, 4).nominal_bits == pytest.approx(4 + 32 / 384)
-    assert (LVQ.for_bits(384, 12).level_bits, LVQ.for_bits(384, 12).residual_bits) == (8, 4)
-    assert LVQ.for_bits(384, 8, residual_bits=4).level_bits == 4
+    assert LVQ.for_bits(384, 4).code_bits == 4 and LVQ.for_bits(384, 4).nominal_bits == pytest.approx(4 + 32 / 384)
+    assert (LVQ.for_bits(384, 12).code_bits, LVQ.for_bits(384, 12).residual_bits) == (8, 4)
+    assert LVQ.for_bits(384, 8, residual_bits=4).code_bits == 4
     for bits in (0.5, 18):
         with pytest.raises(Unsupported):
             LVQ.for_bits(384, bits)
-    assert catalog.make("lvq:bits=2,residual_bits=1", 384).level_bits == 1
+    assert catalog.make("lvq:bits=2,residual_bits=1", 384).code_bits == 1

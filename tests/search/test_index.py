@@ -362,8 +362,8 @@ def test_zero_vectors_have_no_cosine():
 
 
 @pytest.mark.parametrize("spec", ["rabitq:code_bits=1", "rabitq:code_bits=4", "pq:num_codebooks=4,codebook_size=8,iterations=3",
-                                  "rotated(pq:num_codebooks=4,codebook_size=8,iterations=3)", "lvq:level_bits=4",
-                                  "lvq:level_bits=4,residual_bits=4", "lvq:level_bits=8,residual_bits=5"])
+                                  "rotated(pq:num_codebooks=4,codebook_size=8,iterations=3)", "lvq:code_bits=4",
+                                  "lvq:code_bits=4,residual_bits=4", "lvq:code_bits=8,residual_bits=5"])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("nlist", [None, 5])
 def test_the_fused_scan_agrees_with_its_definition(spec, metric, nlist):

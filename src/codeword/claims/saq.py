@@ -28,7 +28,7 @@ BITS = (1, 2, 4, 8)
 def plan_rises(setting: Setting) -> float:
     """The largest rise in bits from one segment to the next, over plans of 0.5 to 8 bits and 64 bits a vector."""
     dim = setting.train.shape[1]
-    plans = [SAQ(dim=dim, total_bits=bits + 64 / dim, seed=setting.seed).fit(setting.train).plan for bits in (0.5, 1.0, 2.0, 4.0, 8.0)]
+    plans = [SAQ(dim=dim, rate=bits + 64 / dim, seed=setting.seed).fit(setting.train).plan for bits in (0.5, 1.0, 2.0, 4.0, 8.0)]
     return max(max((after[1] - before[1] for before, after in pairwise(plan)), default=0) for plan in plans)
 
 
@@ -74,7 +74,7 @@ def _relative(estimate: Tensor, truth: Tensor) -> float:
 
 def slope(setting: Setting) -> float:
     """Regression slope of SAQ's estimated on true squared distances, 4 bits."""
-    estimate, truth = _estimates(SAQ(dim=setting.train.shape[1], total_bits=4.0, seed=setting.seed).fit(setting.train), setting)
+    estimate, truth = _estimates(SAQ(dim=setting.train.shape[1], rate=4.0, seed=setting.seed).fit(setting.train), setting)
     x, y = (truth - truth.mean()).flatten(), (estimate - estimate.mean()).flatten()
     return float((x * y).sum() / x.square().sum())
 
@@ -84,7 +84,7 @@ def against_rabitq(setting: Setting) -> float:
     ratios, dim = [], setting.train.shape[1]
     for bits in BITS:
         rabitq = RaBitQ(dim=dim, code_bits=bits, seed=setting.seed).fit(setting.train)
-        saq = SAQ(dim=dim, total_bits=rabitq.nominal_bits, seed=setting.seed).fit(setting.train)
+        saq = SAQ(dim=dim, rate=rabitq.nominal_bits, seed=setting.seed).fit(setting.train)
         ratios.append(_relative(*_estimates(saq, setting)) / _relative(*_estimates(rabitq, setting)))
     return max(ratios)
 
@@ -103,8 +103,8 @@ def against_lvq(setting: Setting) -> float:
     """Worst ratio of the mean relative errors, SAQ with exactly the storage of LVQ at 1, 2, 4 and 8 bits."""
     ratios, dim, rows, queries = [], setting.train.shape[1], setting.train[:ROWS], setting.test[:QUERIES]
     for bits in BITS:
-        lvq = LVQ(dim=dim, level_bits=bits).fit(setting.train)
-        saq = SAQ(dim=dim, total_bits=lvq.nominal_bits, seed=setting.seed).fit(setting.train)
+        lvq = LVQ(dim=dim, code_bits=bits).fit(setting.train)
+        saq = SAQ(dim=dim, rate=lvq.nominal_bits, seed=setting.seed).fit(setting.train)
         estimate, truth = _estimates(saq, setting)
         values = torch.as_tensor(lvq.decode(lvq.encode(rows)))
         ratios.append(_relative(estimate, truth) / _relative(torch.cdist(queries.double(), values.double()).square(), truth))

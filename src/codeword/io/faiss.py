@@ -109,10 +109,10 @@ def _scalar(coder: Scalar, dim: int) -> Quantizer:
         return Half(dim=dim, format="float16" if coder.type == "QT_fp16" else "bfloat16")
     if coder.type.startswith("QT_8bit_direct") or coder.type.endswith("tqmse"):
         levels = coder.trained[:1 << coder.bits] if coder.type.endswith("tqmse") else np.arange(256) - 128 * coder.type.endswith("signed")
-        return _with(ScalarQuantizer(dim=dim, level_bits=coder.bits, placement="lloyd", per="all"), table=levels[None])
+        return _with(ScalarQuantizer(dim=dim, code_bits=coder.bits, placement="lloyd", per="all"), table=levels[None])
     per = "all" if coder.type.endswith("uniform") else "dim"
     low, span = np.split(coder.trained, 2)
-    return _with(ScalarQuantizer(dim=dim, level_bits=coder.bits, per=per), low=low, span=span)
+    return _with(ScalarQuantizer(dim=dim, code_bits=coder.bits, per=per), low=low, span=span)
 
 
 def _with(quantizer: Quantizer, **state: np.ndarray) -> Quantizer:

@@ -26,8 +26,10 @@ class Learned(NamedTuple):
     repaired: int
 
 
-def check_shape(name: str, dim: int, num_codebooks: int, codebook_size: int) -> None:
-    """CodewordError where ``dim`` does not divide into that many slices or a codebook is too small or too large."""
+def check_shape(name: str, dim: int, num_codebooks: int, codebook_size: int, iterations: int) -> None:
+    """CodewordError where ``dim`` does not divide into that many slices, a codebook has an odd size or nothing is learned."""
+    if iterations < 1:
+        raise CodewordError(f"{name} got iterations={iterations}; at least 1 is needed")
     if num_codebooks < 1 or dim < 1 or dim % num_codebooks:
         raise CodewordError(f"{name} got dim={dim} and num_codebooks={num_codebooks}; a divisor of dim is needed")
     if not 2 <= codebook_size <= 1 << 16:

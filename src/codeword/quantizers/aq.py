@@ -43,8 +43,8 @@ SWEEPS = 3
 """Passes over all positions in ``encode``; the first fills them."""
 FIT_BEAM, FIT_SWEEPS = 8, 2
 """Of the search inside a round, at most: it starts from the codes of the round before."""
-RIDGE = 2.0
-"""In rows."""
+RIDGE, ENOUGH = 2.0, 32
+"""In rows, where there are as many rows a codeword; less in proportion where there are fewer, which fewer codewords can fit exactly."""
 QUIET = 0.2
 """Share of the rounds without noise, the last ones."""
 LARGEST = torch.finfo(torch.float32).max
@@ -76,10 +76,11 @@ class AQ(Quantizer):
         mean, variance = moments(rows, weights)
         rows = (rows.double() - mean).clamp(-LARGEST, LARGEST).float()
         spread = variance.sqrt() / self.num_codebooks
+        ridge = self._ridge(len(rows))
         noisy = round((1 - QUIET) * self.rounds)
         codes, objective = self._random_codes(len(rows), rows.device), []
         for i in range(self.rounds):
-            books = additive.least_squares(codes, rows, self.codebook_size, weights, RIDGE)
+            books = additive.least_squares(codes, rows, self.codebook_size, weights, ridge)
             shaken = books
             if i < noisy:
                 shaken = books + (math.sqrt(1 - (i + 1) / self.rounds) * spread * self._noise(i, rows.device)).float()
@@ -89,7 +90,7 @@ class AQ(Quantizer):
                                     sweeps=FIT_SWEEPS).codes[:, 0]
             if i >= noisy:
                 objective.append(self._objective(books, codes, rows, weights))
-        books = additive.least_squares(codes, rows, self.codebook_size, weights, RIDGE)
+        books = additive.least_squares(codes, rows, self.codebook_size, weights, ridge)
         objective.append(self._objective(books, codes, rows, weights))
         books[0] = (books[0].double() + mean).clamp(-LARGEST, LARGEST).float()
         self.codebooks.copy_(books)
@@ -144,7 +145,10 @@ class AQ(Quantizer):
         shape = self.codebooks.shape
         return torch.from_numpy(random.normal(self.seed, shape.numel(), stream=f"aq noise {i}")).reshape(shape).to(device)
 
+    def _ridge(self, n: int) -> float:
+        return RIDGE * min(1.0, n / (ENOUGH * self.codebook_size))
+
     def _objective(self, books: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
         with one_thread():
             size = float(books.double().square().sum())
-        return additive.mean_error(books, codes, rows, weights) + RIDGE / len(rows) * size
+        return additive.mean_error(books, codes, rows, weights) + self._ridge(len(rows)) / len(rows) * size

@@ -43,16 +43,16 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class E8(Quantizer):
-    """dim: a multiple of 8; level_bits: 2, 3 or 4; gain: "global" (one fitted scale) or "row" (a float beside each row's code)."""
+    """dim: a multiple of 8; code_bits: 2, 3 or 4; gain: "global" (one fitted scale) or "row" (a float beside each row's code)."""
 
-    def __init__(self, *, dim: int, level_bits: int = 2, gain: str = "global") -> None:
+    def __init__(self, *, dim: int, code_bits: int = 2, gain: str = "global") -> None:
         super().__init__()
-        if dim < 1 or dim % e8.DIM or level_bits not in OPT_SCALE:
-            raise CodewordError(f"e8 got dim={dim} and level_bits={level_bits}; a multiple of 8, and 2, 3 or 4, are needed")
+        if dim < 1 or dim % e8.DIM or code_bits not in OPT_SCALE:
+            raise CodewordError(f"e8 got dim={dim} and code_bits={code_bits}; a multiple of 8, and 2, 3 or 4, are needed")
         if gain not in ("global", "row"):
             raise CodewordError(f"e8 got gain={gain!r}; 'global' and 'row' are known")
-        self.dim, self.level_bits, self.gain = dim, level_bits, gain
-        self.levels = (e8.POINTS, *{2: (), 3: (256,), 4: (e8.POINTS,)}[level_bits]) * (dim // e8.DIM)
+        self.dim, self.code_bits, self.gain = dim, code_bits, gain
+        self.levels = (e8.POINTS, *{2: (), 3: (256,), 4: (e8.POINTS,)}[code_bits]) * (dim // e8.DIM)
         self.side_count = 1 if gain == "row" else 0
         self.learns = gain == "global"
         self.fitted = not self.learns
@@ -77,7 +77,7 @@ class E8(Quantizer):
         if dim % e8.DIM or best < 2 or bits - best - side >= 1:
             raise Unsupported(f"e8 stores {2 + side:.3g}, {3 + side:.3g} or {4 + side:.3g} bits a dimension in widths that are multiples "
                               f"of 8; bits={bits} at dim={dim} is not near any")
-        return cls(dim=dim, level_bits=best, gain=gain)
+        return cls(dim=dim, code_bits=best, gain=gain)
 
     # ------------------------------------------------------------------ the contract
 
@@ -88,13 +88,13 @@ class E8(Quantizer):
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
         rms = self.rms.double() if self.learns else (sums.dot(rows, rows) / self.dim).sqrt().unsqueeze(1)
-        scaled = (rows.double() * (OPT_SCALE[self.level_bits] / torch.where(rms > 0, rms, 1.0))).reshape(-1, e8.DIM)
+        scaled = (rows.double() * (OPT_SCALE[self.code_bits] / torch.where(rms > 0, rms, 1.0))).reshape(-1, e8.DIM)
         first = ops.e8_nearest(e8.integers(scaled))
         stages = [first]
-        if self.level_bits > 2:
-            left = (scaled - self.points[first].double() / 4) * FINER[self.level_bits]
+        if self.code_bits > 2:
+            left = (scaled - self.points[first].double() / 4) * FINER[self.code_bits]
             fine = left.nan_to_num(0).clamp(-64, 64).float()
-            stages.append(ops.nearest(fine, self.subset).indices if self.level_bits == 3 else ops.e8_nearest(e8.integers(left)))
+            stages.append(ops.nearest(fine, self.subset).indices if self.code_bits == 3 else ops.e8_nearest(e8.integers(left)))
         index = torch.stack(stages, dim=1).reshape(len(rows), len(self.levels))
         if self.learns:
             return index, None
@@ -104,7 +104,7 @@ class E8(Quantizer):
         return index, gain.clamp(-_LARGEST, _LARGEST).float().unsqueeze(1)
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        gain = self.rms.double() / OPT_SCALE[self.level_bits] if side is None else side.double()
+        gain = self.rms.double() / OPT_SCALE[self.code_bits] if side is None else side.double()
         return (self._codewords(indices) * gain).clamp(-_LARGEST, _LARGEST).float()
 
     def check_state(self) -> None:
@@ -116,11 +116,11 @@ class E8(Quantizer):
 
     def _codewords(self, indices: Tensor) -> Tensor:
         """c float64 (n, dim)."""
-        stages = indices.reshape(-1, 1 if self.level_bits == 2 else 2)
+        stages = indices.reshape(-1, 1 if self.code_bits == 2 else 2)
         values = self.points[stages[:, 0]].double() / 4
-        if self.level_bits == 3:
+        if self.code_bits == 3:
             values = values + self.subset[stages[:, 1]].double() / FINER[3]
-        elif self.level_bits == 4:
+        elif self.code_bits == 4:
             values = values + self.points[stages[:, 1]].double() / (4 * FINER[4])
         return values.reshape(-1, self.dim)
 

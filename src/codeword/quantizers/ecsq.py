@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.parts import rans
 from codeword.parts.moments import moments
 from codeword.quantizer import Quantizer, Report
@@ -62,6 +62,8 @@ class ECSQ(Quantizer):
     @classmethod
     def for_bits(cls, dim: int, bits: float) -> Self:
         """The step at which the fitted rows take ``bits``."""
+        if not 0.01 <= bits <= MAX_RATE:
+            raise Unsupported(f"ecsq codes 0.01..{MAX_RATE:g} bits a dimension; got bits={bits}")
         return cls(dim=dim, rate=bits)
 
     # ------------------------------------------------------------------ the contract

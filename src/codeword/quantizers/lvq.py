@@ -12,7 +12,7 @@ form one integer, so that the first level alone is a coarser code of the same ve
     y^ = bias - scale/2 + step (p (2^R - 1) + r)                                    both levels
 
 The rounded bias and scale are the ones that encode, so decoding never drifts. A vector whose scale would be subnormal in float16 is
-constant for this code: its scale is 1 and its codes 0. Cost: O(d). Bits: B + R + 32/dim; a mean and a unit are shared.
+constant for this code: it keeps that scale, the smallest. Cost: O(d). Bits: B + R + 32/dim; a mean and a unit are shared.
 
 A scan works on the integers: with code = p (2^R - 1) + r, <q, x^> = unit (step <q, code> + (bias - scale/2) sum_i q_i) + <q, mean>.
 
@@ -44,20 +44,20 @@ _SCANNED = 4096
 
 
 class LVQ(Quantizer):
-    """dim; level_bits: B of the first level, 1..8; residual_bits: R of the second, 0 (none) to 8; both without the 32 bits of side
+    """dim; code_bits: B of the first level, 1..8; residual_bits: R of the second, 0 (none) to 8; both without the 32 bits of side
     information a vector, which ``bits`` counts."""
 
     side_count = 2
     side_dtype = torch.float16
 
-    def __init__(self, *, dim: int, level_bits: int = 4, residual_bits: int = 0) -> None:
+    def __init__(self, *, dim: int, code_bits: int = 4, residual_bits: int = 0) -> None:
         super().__init__()
         if dim < 1:
             raise CodewordError(f"lvq got dim={dim}; at least 1 is needed")
-        if not 1 <= level_bits <= 8 or not 0 <= residual_bits <= 8:
-            raise CodewordError(f"lvq got level_bits={level_bits} and residual_bits={residual_bits}; 1..8 and 0..8 are allowed")
-        self.dim, self.level_bits, self.residual_bits = dim, level_bits, residual_bits
-        self.levels = (1 << level_bits,) * dim + ((1 << residual_bits,) * dim if residual_bits else ())
+        if not 1 <= code_bits <= 8 or not 0 <= residual_bits <= 8:
+            raise CodewordError(f"lvq got code_bits={code_bits} and residual_bits={residual_bits}; 1..8 and 0..8 are allowed")
+        self.dim, self.code_bits, self.residual_bits = dim, code_bits, residual_bits
+        self.levels = (1 << code_bits,) * dim + ((1 << residual_bits,) * dim if residual_bits else ())
         self.center: Tensor
         self.unit: Tensor
         self.register_buffer("center", torch.zeros(dim))
@@ -74,7 +74,7 @@ class LVQ(Quantizer):
         if total - rest < 1 or bits - total - side >= 1:
             raise Unsupported(f"lvq stores {1 + rest + side:.3g} to {16 + side:.3g} bits a dimension at dim={dim}; "
                               f"bits={bits} is not near any")
-        return cls(dim=dim, level_bits=total - rest, residual_bits=rest)
+        return cls(dim=dim, code_bits=total - rest, residual_bits=rest)
 
     # ------------------------------------------------------------------ the contract
 
@@ -88,10 +88,10 @@ class LVQ(Quantizer):
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
         y = (rows - self.center).clamp(-LARGEST, LARGEST).double() / self.unit.double()
         low, high = y.amin(1, keepdim=True), y.amax(1, keepdim=True)
-        cells = (1 << self.level_bits) - 1
+        cells = (1 << self.code_bits) - 1
         bias = low.clamp(-HALF_MAX, HALF_MAX).half()
         scale = ((high - low) / cells).clamp(max=HALF_MAX).half()
-        scale = torch.where(scale < SMALLEST, 1.0, scale)
+        scale = scale.clamp(min=SMALLEST)
         side = torch.cat((bias.float(), scale.float()), dim=1)
         first = ((y - bias.double()) / scale.double()).round().clamp(0, cells)
         if not self.residual_bits:
@@ -173,7 +173,7 @@ class LVQ(Quantizer):
             arrays.check_finite(packed.tensors[name], f"{self.name}.{name}")
         for start in range(0, packed.rows, _SCANNED):
             values = self._values(packed.tensors["fields"][start:start + _SCANNED])
-            arrays.check_indices(values, (1 << (self.level_bits + self.residual_bits),) * self.dim, self.name)
+            arrays.check_indices(values, (1 << (self.code_bits + self.residual_bits),) * self.dim, self.name)
 
     def prepare(self, queries: Tensor, metric: str) -> LVQQuery:
         """The queries, their sums, and their products with the mean."""
@@ -204,7 +204,7 @@ class LVQ(Quantizer):
     @property
     def _field(self) -> int:
         """Bits of a field in the scan's layout."""
-        return next(width for width in (4, 8, 16) if self.level_bits + self.residual_bits <= width)
+        return next(width for width in (4, 8, 16) if self.code_bits + self.residual_bits <= width)
 
     def _values(self, fields: Tensor) -> Tensor:
         """int32 (n, dim) p 2^R + r."""

@@ -53,7 +53,7 @@ class OPQ(Quantizer):
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 80, seed: int = 0,
                  anisotropy: float = 0.0) -> None:
         super().__init__()
-        slices.check_shape("opq", dim, num_codebooks, codebook_size)
+        slices.check_shape("opq", dim, num_codebooks, codebook_size, iterations)
         anisotropic.check_threshold("opq", anisotropy)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
         self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy

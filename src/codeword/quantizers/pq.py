@@ -32,7 +32,7 @@ class PQ(Quantizer):
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 25, seed: int = 0,
                  anisotropy: float = 0.0) -> None:
         super().__init__()
-        slices.check_shape("pq", dim, num_codebooks, codebook_size)
+        slices.check_shape("pq", dim, num_codebooks, codebook_size, iterations)
         anisotropic.check_threshold("pq", anisotropy)
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
         self.iterations, self.seed, self.anisotropy = iterations, seed, anisotropy

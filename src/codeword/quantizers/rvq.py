@@ -42,6 +42,8 @@ class RVQ(Quantizer):
                  iterations: int = 25, seed: int = 0) -> None:
         super().__init__()
         additive.check_arguments("rvq", dim, num_codebooks, codebook_size, beam)
+        if iterations < 1:
+            raise CodewordError(f"rvq got iterations={iterations}; at least 1 is needed")
         if not commitment >= 0:
             raise CodewordError(f"rvq got commitment={commitment}; at least 0 is allowed")
         self.dim, self.num_codebooks, self.codebook_size, self.beam = dim, num_codebooks, codebook_size, beam

@@ -68,7 +68,7 @@ class Segment(NamedTuple):
 
 
 class SAQ(Quantizer):
-    """dim; total_bits: stored bits a dimension, side information included, fractions too; granularity: segments are multiples of it long;
+    """dim; rate: stored bits a dimension, side information included, fractions too; granularity: segments are multiples of it long;
     rounds: sweeps over the coordinates; seed: of the rotations; deviations: how many standard deviations a search allows what it has not
     read of a row, None: any. ``plan``: (dimensions, bits) of each segment, decided by ``fit``."""
 
@@ -76,17 +76,17 @@ class SAQ(Quantizer):
 
     side_dtype = torch.float16
 
-    def __init__(self, *, dim: int, total_bits: float = 4.0, granularity: int = 32, rounds: int = 6, seed: int = 0,
+    def __init__(self, *, dim: int, rate: float = 4.0, granularity: int = 32, rounds: int = 6, seed: int = 0,
                  deviations: float | None = None) -> None:
         super().__init__()
         if dim < 1 or granularity < 1 or not 0 <= rounds <= 64:
             raise CodewordError(f"saq got dim={dim}, granularity={granularity}, rounds={rounds}; dim and granularity of at least 1 and "
                                 "rounds 0..64 are needed")
         least = (block_edges(dim, granularity)[1] + 2 * SIDE_BITS) / dim
-        if not least <= total_bits <= least + 16:
-            raise CodewordError(f"saq got total_bits={total_bits}; {least:.4g} (one segment of one bit and the side information) to "
+        if not least <= rate <= least + 16:
+            raise CodewordError(f"saq got rate={rate}; {least:.4g} (one segment of one bit and the side information) to "
                                 f"{least + 16:.4g} are allowed at dim={dim} and granularity={granularity}")
-        self.dim, self.total_bits, self.granularity, self.rounds, self.seed = dim, total_bits, granularity, rounds, seed
+        self.dim, self.rate, self.granularity, self.rounds, self.seed = dim, rate, granularity, rounds, seed
         if deviations is not None and not 0 < deviations < math.inf:
             raise CodewordError(f"saq got deviations={deviations}; a positive number or None is needed")
         self.deviations = deviations
@@ -103,19 +103,22 @@ class SAQ(Quantizer):
     units: Tensor
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, granularity: int | None = None, rounds: int = 6, seed: int = 0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, granularity: int | None = None, rounds: int = 6, seed: int = 0,
+                 deviations: float | None = None) -> Self:
         """``bits`` in all; narrow vectors get the finest granularity of 32, 16, 8, 4, 2, 1 that their bits pay for."""
         room = math.floor(bits * dim + 1e-9) - 2 * SIDE_BITS
         if room < 1:
             raise Unsupported(f"saq stores at least 33 bits a vector; bits={bits} at dim={dim} are {bits * dim:g}")
+        if bits > 16:
+            raise Unsupported(f"saq stores at most 16 bits a dimension; got bits={bits}")
         if granularity is None:
             granularity = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or 2 * min(size, dim) <= room)
-        return cls(dim=dim, total_bits=bits, granularity=granularity, rounds=rounds, seed=seed)
+        return cls(dim=dim, rate=bits, granularity=granularity, rounds=rounds, seed=seed, deviations=deviations)
 
     @property
     def _budget(self) -> int:
         """Bits a vector for segments."""
-        return math.floor(self.total_bits * self.dim + 1e-9) - SIDE_BITS
+        return math.floor(self.rate * self.dim + 1e-9) - SIDE_BITS
 
     def _set_plan(self, plan: Plan) -> None:
         """What follows from a plan, with room for what fitting measures."""
@@ -156,7 +159,7 @@ class SAQ(Quantizer):
         y, total, size = self._coordinates(rows)
         _, sums = self._adjust(y, self.rounds)
         scale = 2 * sums[..., 0] / sums[..., 1] * size.unsqueeze(1)
-        residual = (total - (scale.square() * sums[..., 1] / 4).sum(1)).abs()
+        residual = (total - _in_order(scale.square() * sums[..., 1] / 4)).abs()
         square = torch.cat((residual.unsqueeze(1), scale.square()), dim=1)
         mean = torch.stack([dot(share, column) for column in square.T]) / dot(share, torch.ones_like(share))
         self.units = power((torch.frexp(mean.sqrt()).exponent - 1).clamp(-126, 126)).float()
@@ -177,7 +180,7 @@ class SAQ(Quantizer):
         half = (2 * sums[..., 0] / sums[..., 1] * size.unsqueeze(1) / units[1:]).clamp(max=LARGEST_HALF).to(torch.float16)
         steps = half.double() * units[1:] / size.unsqueeze(1)
         indices, sums = self._adjust(y, 0, steps)
-        left = total - (steps.square() * sums[..., 1] / 4 * size.unsqueeze(1).square()).sum(1)
+        left = total - _in_order(steps.square() * sums[..., 1] / 4 * size.unsqueeze(1).square())
         residual = left.sign() * left.abs().sqrt() / units[0]
         side = torch.cat((residual.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16).unsqueeze(1), half), dim=1)
         return indices, steps, sums, side
@@ -230,7 +233,7 @@ class SAQ(Quantizer):
         residual = side[:, 0].double() * float(self.units[0])
         coded = [segment.scale.square() * (segment.indices.double() - ((1 << segment.bits) - 1) / 2).square().sum(1)
                  for segment in self.segments(codes)]
-        return (residual * residual.abs() + torch.stack(coded).sum(0)).clamp(min=0)
+        return (residual * residual.abs() + _in_order(torch.stack(coded, dim=1))).clamp(min=0)
 
     def coordinates(self, queries: Tensor) -> Tensor:
         """A (q - mean), float32 (n, coded dimensions): what the segments' points are multiplied with."""
@@ -339,7 +342,7 @@ class SAQ(Quantizer):
                 and sum(length for length, _ in plan) == self.dim and all(a[1] >= b[1] for a, b in pairwise(plan))
                 and sum(bits == 0 for _, bits in plan) <= 1 and plan[0][1] > 0 and plan_bits(plan, SIDE_BITS) <= self._budget):
             raise FormatError("config", f"saq needs a 'plan' of [dimensions, bits] that add up to {self.dim} dimensions, bits falling "
-                                        f"within 0..{MAX_BITS} and total_bits, got {str(plan)[:80]}")
+                                        f"within 0..{MAX_BITS} and rate, got {str(plan)[:80]}")
         self._set_plan(tuple((length, bits) for length, bits in plan))
 
     def check_state(self) -> None:
@@ -351,3 +354,11 @@ class SAQ(Quantizer):
 def _is_segment(value: Any) -> bool:
     return (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
             and value[0] >= 1 and 0 <= value[1] <= MAX_BITS)
+
+
+def _in_order(parts: Tensor) -> Tensor:
+    """Sums (n,) of the columns of (n, segments), one after the other: alike for one row and for many."""
+    total = torch.zeros_like(parts[:, 0])
+    for part in parts.unbind(1):
+        total = total + part
+    return total

@@ -36,21 +36,21 @@ WIDTHS = tuple(1 - 0.05 * i for i in range(13))
 
 
 class ScalarQuantizer(Quantizer):
-    """dim; level_bits: B, 1..8, without the side information of per="vector" that ``bits`` counts; placement: "minmax", "mse" or "lloyd";
+    """dim; code_bits: B, 1..8, without the side information of per="vector" that ``bits`` counts; placement: "minmax", "mse" or "lloyd";
     per: "dim", "all" (one table for all dimensions) or "vector"."""
 
     fit_values = 1 << 25  # one sort in float64 where a table is for all
 
-    def __init__(self, *, dim: int, level_bits: int = 8, placement: str = "minmax", per: str = "dim") -> None:
+    def __init__(self, *, dim: int, code_bits: int = 8, placement: str = "minmax", per: str = "dim") -> None:
         super().__init__()
-        if dim < 1 or not 1 <= level_bits <= 8:
-            raise CodewordError(f"scalar got dim={dim} and level_bits={level_bits}; at least 1, and 1..8, are needed")
+        if dim < 1 or not 1 <= code_bits <= 8:
+            raise CodewordError(f"scalar got dim={dim} and code_bits={code_bits}; at least 1, and 1..8, are needed")
         if placement not in ("minmax", "mse", "lloyd"):
             raise CodewordError(f"scalar got placement={placement!r}; 'minmax', 'mse' and 'lloyd' are known")
         if per not in ("dim", "all", "vector"):
             raise CodewordError(f"scalar got per={per!r}; 'dim', 'all' and 'vector' are known")
-        self.dim, self.level_bits, self.placement, self.per = dim, level_bits, placement, per
-        self.levels = (1 << level_bits,) * dim
+        self.dim, self.code_bits, self.placement, self.per = dim, code_bits, placement, per
+        self.levels = (1 << code_bits,) * dim
         self.side_count = 2 if per == "vector" else 0
         if per == "vector" and placement != "lloyd":
             self.learns, self.fitted = False, True
@@ -59,7 +59,7 @@ class ScalarQuantizer(Quantizer):
         self.table: Tensor
         tables = dim if per == "dim" else 1
         if placement == "lloyd":
-            self.register_buffer("table", torch.zeros(tables, 1 << level_bits))
+            self.register_buffer("table", torch.zeros(tables, 1 << code_bits))
         elif per != "vector":
             self.register_buffer("low", torch.zeros(tables))
             self.register_buffer("span", torch.zeros(tables))
@@ -72,7 +72,7 @@ class ScalarQuantizer(Quantizer):
         best = min(math.floor(bits + 0.25 - side + 1e-9), 8)
         if best < 1 or bits - best - side >= 1:
             raise Unsupported(f"scalar stores {1 + side:.3g} to {8 + side:.3g} bits a dimension at dim={dim}; bits={bits} is not near any")
-        return cls(dim=dim, level_bits=best, placement=placement, per=per)
+        return cls(dim=dim, code_bits=best, placement=placement, per=per)
 
     # ------------------------------------------------------------------ the contract
 
@@ -86,7 +86,7 @@ class ScalarQuantizer(Quantizer):
         if weights is not None and self.per != "dim":
             weights = weights.repeat_interleave(self.dim)
         if self.placement == "lloyd":
-            self.table.copy_(torch.stack([lloyd_levels(column, 1 << self.level_bits, weights) for column in columns]))
+            self.table.copy_(torch.stack([lloyd_levels(column, 1 << self.code_bits, weights) for column in columns]))
             return
         grids = [self._grid(column, weights) for column in columns]
         self.low.copy_(torch.tensor([low for low, _ in grids], dtype=torch.float64).clamp(-LARGEST, LARGEST))
@@ -110,7 +110,7 @@ class ScalarQuantizer(Quantizer):
                 values = side[:, :1].double() + side[:, 1:].double() * values
             return values.clamp(-LARGEST, LARGEST).float()
         low, span = (self.low, self.span) if side is None else side.float().split(1, dim=1)
-        place = (indices.float() + 0.5) / float((1 << self.level_bits) - 1)
+        place = (indices.float() + 0.5) / float((1 << self.code_bits) - 1)
         product = place.double() * span.double()  # exact
         if self.dim % 8:
             product = product.float().double()
@@ -128,7 +128,7 @@ class ScalarQuantizer(Quantizer):
 
     def _grid(self, column: Tensor, weights: Tensor | None) -> tuple[float, float]:
         """low and span of a sample, K cells of span / (K - 1)."""
-        count = 1 << self.level_bits
+        count = 1 << self.code_bits
         if self.placement == "mse":
             low, width = uniform_levels(column, count, weights)
         else:
@@ -137,7 +137,7 @@ class ScalarQuantizer(Quantizer):
         return low, width * (count - 1)
 
     def _cells(self, rows: Tensor, low: Tensor, span: Tensor) -> Tensor:
-        steps = (1 << self.level_bits) - 1
+        steps = (1 << self.code_bits) - 1
         scaled = (rows.double() - low.double()) * (steps / torch.where(span > 0, span.double(), 1.0))
         return torch.where(span > 0, scaled.floor().clamp(0, steps), 0.0).to(torch.int64)
 
@@ -157,7 +157,7 @@ class ScalarQuantizer(Quantizer):
 
     def _row_grids(self, rows: Tensor) -> Tensor:
         """float32 (n, 2): low and span of each row's grid."""
-        count = 1 << self.level_bits
+        count = 1 << self.code_bits
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         if self.placement == "minmax":
             return self._side(low, (high - low) / count)
@@ -171,4 +171,4 @@ class ScalarQuantizer(Quantizer):
         return best
 
     def _side(self, low: Tensor, width: Tensor) -> Tensor:
-        return torch.cat((low, (width * ((1 << self.level_bits) - 1)).clamp(max=LARGEST)), dim=1).float()
+        return torch.cat((low, (width * ((1 << self.code_bits) - 1)).clamp(max=LARGEST)), dim=1).float()
