@@ -66,5 +66,21 @@ results: native
 	cd build && PYTHONPATH=../src $(abspath $(PYTHON)) -m codeword demo --out demo | tee ../results/demo.txt
 	cp build/demo/compare/results.csv results/compare.csv
 	cp build/demo/compare/plot.png docs/rate_distortion.png
-	for name in rabitq pvq_llm simvq survey_taxonomy; do PYTHONPATH=src $(PYTHON) -m codeword reproduce $$name --save results/claims.csv; done
+	for name in rabitq pvq_llm simvq survey_taxonomy saq; do PYTHONPATH=src $(PYTHON) -m codeword reproduce $$name --save results/claims.csv; done
+	PYTHONPATH=src $(PYTHON) docs/build.py
+
+.PHONY: benchmarks
+
+# Beside the peers (extra bench) on a quiet machine, about an hour; product.py and additive.py go on where they stopped.
+VECTORS ?= ../shared/data/vectors
+benchmarks: native
+	for name in nearest kmeans; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py --data $(VECTORS) || exit 1; done
+	for name in bit_scan after_torch ops; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py || exit 1; done
+	PYTHONPATH=src $(PYTHON) benchmarks/lut_scan.py $(VECTORS)/minilm_sentences.f16.npy --out results/lut_scan.csv
+	PYTHONPATH=src $(PYTHON) benchmarks/saq.py $(VECTORS) --out results/saq.csv
+	PYTHONPATH=src $(PYTHON) benchmarks/gaussian.py --out results/gaussian.csv
+	PYTHONPATH=src $(PYTHON) benchmarks/anisotropic.py $(VECTORS)/minilm_sentences.f16.npy
+	PYTHONPATH=src $(PYTHON) benchmarks/streaming.py
+	OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON) benchmarks/product.py $(VECTORS)/minilm_sentences.f16.npy $(VECTORS)/mnist784.npz
+	PYTHONPATH=src $(PYTHON) benchmarks/additive.py $(VECTORS)
 	PYTHONPATH=src $(PYTHON) docs/build.py

@@ -83,7 +83,7 @@ def measure(quantizer: Any, base: np.ndarray, chosen: np.ndarray) -> dict[str, f
 
 def row(base: np.ndarray, data: str, kind: str, books: int, seed: int, threads: int) -> dict[str, Any]:
     chosen = np.random.default_rng(seed).permutation(len(base))[:TRAIN]
-    ours = getattr(codeword, kind)(dim=base.shape[1], num_codebooks=books, seed=seed)
+    ours = getattr(codeword, kind)(dim=base.shape[1], num_codebooks=books, seed=1000 * seed)  # a stage takes its own seed + m
     contestants: list[tuple[str, Any]] = [("ours", ours), ("theirs", Theirs(kind, base.shape[1], books, seed))]
     found: dict[str, Any] = {"data": data, "quantizer": kind, "codebooks": books, "bits_per_vector": 8 * books, "seed": seed,
                              "threads": threads}

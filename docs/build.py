@@ -96,6 +96,36 @@ def ivf() -> str:
     return table(head, body)
 
 
+def faiss() -> str:
+    """Beside faiss: error and time of ours over theirs, means over the seeds that were run."""
+    cells: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    for row in rows("product"):
+        cells.setdefault((row["method"].upper(), "MNIST" if "mnist" in row["data"] else "MiniLM", int(row["bits"])), []).append(
+            (ratio(row, "ours", "theirs"), ratio(row, "ours_fit", "theirs_fit"), ratio(row, "ours_encode", "theirs_encode")))
+    for row in rows("additive"):
+        cells.setdefault((row["quantizer"], "MNIST" if row["data"] == "mnist" else "MiniLM", int(row["bits_per_vector"])), []).append(
+            (ratio(row, "ours_base", "theirs_base"), ratio(row, "ours_fit", "theirs_fit"), ratio(row, "ours_encode", "theirs_encode")))
+    order = ["PQ", "OPQ", "RVQ", "AQ"]
+    body = [(f"`{name.lower()}`", data, bits, *(f"{sum(column) / len(column):.{digits}f}" for column, digits in
+                                               zip(zip(*found, strict=True), (4, 2, 2), strict=True)), len(found))
+            for (name, data, bits), found in sorted(cells.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:]))]
+    return table(("quantizer", "vectors", "bits a vector", "error, ours / faiss", "fit time", "encode time", "seeds"), body)
+
+
+def ratio(row: dict[str, str], ours: str, theirs: str) -> float:
+    return float(row[ours]) / float(row[theirs])
+
+
+def kernels() -> str:
+    """Nearest codewords and k-means: time over that of the named thing in the same run."""
+    body = [(f"`nearest`, {r['data']} {r['shape']}", r["isa"], "float32 matrix product", f"{float(r['ratio']):.2f}×")
+            for r in rows("nearest") if r["isa"] in ("avx512", "avx2") and r["data"] != "near ties"
+            and r["shape"].split(" with ")[1] in ("1024", "65536")]
+    body += [(f"k-means, {r['data']} {r['shape']}", r["isa"], "faiss.Kmeans, to its final error", f"{float(r['ratio']):.2f}×")
+             for r in rows("kmeans") if "slices" not in r["data"]]
+    return table(("what", "instructions", "against", "time"), body)
+
+
 def places() -> str:
     from codeword.report.places import matrix
     found = matrix()
@@ -110,7 +140,7 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "places": places, "systems": systems},
+    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 

@@ -41,11 +41,14 @@ def test_values_do_not_depend_on_the_batch(subject: Subject) -> None:
 
 
 def test_codes_do_not_depend_on_threads(subject: Subject, threads) -> None:
+    """On as many rows as torch needs to cut its own operations in parts (32,768 values)."""
     quantizer, x, results = subject.fitted(), subject.rows(), []
+    many = np.tile(x, (-(-40000 // x.size), 1))
     for count in (1, 2):
         threads(count)
-        results.append(quantizer.encode(x))
+        results.append(quantizer.encode(many))
     assert same(*results)
+    assert same(take(results[0], slice(len(many) - len(x), len(many))), quantizer.encode(x))
 
 
 def test_codes_reference_equals_native(subject: Subject, monkeypatch) -> None:
