@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-HOME = Path(__file__).parent / "faiss"
+HOME = Path(__file__).parent / "golden" / "faiss-1.15"
 ROWS = 7
 
 

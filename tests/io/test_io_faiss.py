@@ -17,7 +17,7 @@ from codeword.cli import main
 from codeword.errors import FormatError
 from codeword.io import faiss, faiss_layout, objects
 
-HOME = Path(__file__).parent / "faiss"
+HOME = Path(__file__).parent / "golden" / "faiss-1.15"
 FILES = sorted(HOME.glob("*.faiss"), key=lambda path: path.name)
 NAMES = [path.stem for path in FILES]
 TURNED = 5e-7
