@@ -1,6 +1,6 @@
 """Makes the tiny faiss files that the reader is tested on, and what faiss itself says they hold. Needs faiss; the tests do not.
 
-    python tests/io/faiss_golden.py            adds what is missing under tests/io/faiss
+    python tests/io/faiss_golden.py            adds what is missing under tests/io/golden/faiss-1.15
 
 Each NAME.faiss is written by ``faiss.write_index``; NAME.npz beside it holds ``ids``, the ``vectors`` that were added and ``values``,
 what faiss reconstructs.
