@@ -144,7 +144,8 @@ def seeds(name: str) -> Iterator[bytes]:
                     b"vq:codebook_size=1e3,learning=ema,seed=-1,x=none")
         return
     if name == "faiss":
-        yield from (path.read_bytes() for path in sorted((Path(__file__).parents[1] / "tests" / "io" / "golden" / "faiss-1.15").glob("*.faiss")))
+        home = Path(__file__).parents[1] / "tests" / "io" / "golden" / "faiss-1.15"
+        yield from (path.read_bytes() for path in sorted(home.glob("*.faiss")))
         return
     if name in ("json", "manifest", "job"):
         data = files[{"json": "manifest"}.get(name, name)]
