@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -167,12 +168,15 @@ public:
     }
 
     // The `wanted` best of queries (n, dim) float32 by (distance, id), padded with +inf and -1: distances float32 and ids int64 (n, wanted), and
-    // for re-ranking the segment and slot of each. False, and nothing is written, where a query has values that may not be searched.
+    // for re-ranking the segment and slot of each. False, and nothing is written, where a query has values that may not be searched or
+    // CODEWORD_OPS asks for other implementations.
     bool search(nb::object queries_, int64_t wanted, int64_t nprobe, int64_t num_threads, nb::object distances_, nb::object ids_, nb::object which_,
                 nb::object slots_) const {
         [[maybe_unused]] DefaultFloatMode mode;
         if (kind_ == Kind::none || wanted < 1 || nprobe < 1)
             refuse("Searcher got k=" + std::to_string(wanted) + " and nprobe=" + std::to_string(nprobe) + "; at least 1 of each is needed");
+        const char* forced = std::getenv("CODEWORD_OPS");
+        if (forced && *forced && std::strcmp(forced, "native")) return false;  // the definitions are asked for
         const View queries(queries_, "queries", 'f', -1, dim_, false);
         const int64_t count = queries.rows();
         const View distances(distances_, "distances", 'f', count, wanted, true), ids(ids_, "ids", 'q', count, wanted, true);

@@ -17,7 +17,6 @@ A quantizer without a recipe is searched by the Python path.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +110,7 @@ class Searcher:
 
     def search(self, queries: np.ndarray, wanted: int, nprobe: int, num_threads: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Distances float32 and ids int64 (q, wanted), padded with +inf and -1, of ``queries`` float32 (q, dim), C-contiguous; None where
-        one has values that may not be searched."""
+        one has values that may not be searched, or CODEWORD_OPS asks for the definitions."""
         distances, ids = np.empty((len(queries), wanted), np.float32), np.empty((len(queries), wanted), np.int64)
         return (distances, ids) if self._native.search(queries, wanted, nprobe, num_threads, distances, ids, None, None) else None
 
@@ -125,13 +124,8 @@ class Searcher:
         return distances, ids, which, slots
 
 
-def here() -> bool:
-    """Whether there may be a native search at all: a cheap question, asked by every search."""
-    return os.environ.get("CODEWORD_OPS", "") != "reference" and dispatch.native() is not None
-
-
 def available(recipe: Recipe) -> bool:
-    """Whether this machine has what the recipe needs, and nothing forces the definitions."""
+    """Whether this machine has what the recipe needs, and nothing forces the definitions. (A search asks for the latter again.)"""
     return all(dispatch.choice(op) == "native" for op in _OPS[type(recipe)])
 
 

@@ -396,23 +396,22 @@ class Index:
     def _native(self, schema: Schema, views: list[View]) -> Searcher | None:
         """What answers a search of these views in one native call, remembered until they or the quantizer change; None where the Python
         path must."""
-        recipe_of = getattr(schema.scanner, "recipe", None)
-        if recipe_of is None or not views or not ops.searcher.here():
-            return None
         quantizer, known = self.quantizer, self._searchers
         state = [*quantizer._buffers.values(), *quantizer._parameters.values()]
         try:
             versions = [-1 if tensor is None else tensor._version for tensor in state]
         except RuntimeError:  # inference tensors do not count writes
             return None
-        fresh = known is None or known.schema is not schema or known.versions != versions or not _alike(known.state, state)
-        if known is None or fresh:
-            recipe = recipe_of(scores.scanned_metric(self.metric))
-            if not ops.searcher.available(recipe):
+        if known is None or known.schema is not schema or known.versions != versions or not _alike(known.state, state):
+            recipe_of = getattr(schema.scanner, "recipe", None)
+            recipe = None if recipe_of is None else recipe_of(scores.scanned_metric(self.metric))
+            if recipe is None or not ops.searcher.available(recipe):
                 return None
             preparation = ops.searcher.Preparation(self.dim, self.metric, schema.lists.routes, recipe)
             known = _Searchers(schema, state, versions, preparation, [], None)
         if known.searcher is None or not _alike(known.views, views):
+            if not views:
+                return None
             known = known._replace(views=views, searcher=ops.searcher.Searcher(known.preparation, [part_of(view) for view in views]))
         self._searchers = known
         return known.searcher
