@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
+from codeword.ops.searcher import Recipe
 from codeword.parts import additive, arrays, lookup, random
 from codeword.parts.codebook import usage
 from codeword.parts.gradients import straight_through
@@ -132,6 +133,9 @@ class RVQ(Quantizer):
         factor = lookup.require_metric(metric, self.name)
         products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
         return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)
