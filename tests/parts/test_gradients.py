@@ -234,4 +234,4 @@ def test_unknown_names_and_values_are_refused() -> None:
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(CodewordError):
             soft.lookup(x, x, torch.zeros(2, dtype=torch.int64), temperature=temperature)
-    assert gradients.moves_codewords("diveq") and not gradients.moves_codewords("rotation") and set(PAIRS) < set(ESTIMATORS)
+    assert gradients.needs_codebook_term("rotation") and not gradients.needs_codebook_term("diveq") and set(PAIRS) < set(ESTIMATORS)

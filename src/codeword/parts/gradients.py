@@ -19,7 +19,8 @@ Bengio, Leonard, Courville 2013 (straight_through); Fifty et al., ICLR 2025 (rot
 In eval mode, and in training too except for nsvq and diveq, the value is c bit for bit: what has gradients is added minus itself, which
 is exactly zero. Noise is drawn in training mode only, from torch's own generator as dropout does.
 
-The last five estimators lead the gradient of the task to the codewords. Their papers train with no codebook loss (``moves_codewords``).
+All but the first two lead the gradient of the task to codewords; of these, only index backpropagation is published with a codebook term
+in the loss as well (``needs_codebook_term``).
 """
 
 from __future__ import annotations
@@ -108,9 +109,10 @@ def check(name: str, estimator: str, known: tuple[str, ...] = ESTIMATORS) -> Non
         raise CodewordError(f"{name} got estimator={estimator!r}; {', '.join(known)} are known here")
 
 
-def moves_codewords(estimator: str) -> bool:
-    """Whether the gradient of the task reaches codewords, so that no codebook term is needed."""
-    return estimator not in ("straight_through", "rotation")
+def needs_codebook_term(estimator: str) -> bool:
+    """Whether codewords that follow a gradient need a loss of their own: those that the gradient of the task does not reach, and those of
+    index backpropagation, whose paper has it too."""
+    return estimator in ("straight_through", "rotation", "ibq")
 
 
 def passed(estimator: str, rows: Tensor, chosen: Tensor, *, training: bool) -> Tensor:
