@@ -105,20 +105,138 @@ def train(source: ImagesArgument,
         "trained": f"{count(outcome.steps, 'step')} in {summary['seconds']:.0f} s"}))
 
 
-def encode() -> None:
-    """todo"""
+def encode(tokenizer: TokenizerArgument, source: ImagesArgument,
+           out: Annotated[Path, typer.Option("--out", "-o", help="Folder of token shards to write.")],
+           image_size: Size = None,
+           whole: Annotated[bool, typer.Option("--whole", help="Encode whole images at their own sizes instead of square crops.")] = False,
+           skip_bad: SkipBad = False,
+           resume: Annotated[bool, typer.Option("--resume", help="Continue an encode that was interrupted.")] = False,
+           dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
+           as_json: Json = False) -> None:
+    """Turn images into token shards: a folder that generators read. Every segment that is done stays; Ctrl-C loses none."""
+    from codeword.tokenizers import encoding
+    from codeword.tokenizers.shards import TokenShards, TokenWriter
+    if whole and image_size is not None:
+        raise CodewordError("--whole keeps the images' own sizes; leave --size out")
+    made = _tokenizer(tokenizer)
+    images = _images(source, made)
+    side = None if whole else image_size or made.size
+    if dry_run:
+        found = encoding.estimate(made, images, side)
+        emit(found, as_json, lambda: pairs({
+            "would write": f"{size(found['bytes'])} for {count(found['tokens'])} tokens of {count(len(images), 'image')}",
+            "would take": f"about {_duration(found['seconds'])} and {size(found['memory_bytes'])} of memory"}))
+        return
+    writer = TokenWriter.start(out, fingerprint=made.fingerprint, signal="image", levels=made.quantizer.levels,
+                               source={**images.identity, "size": side}, total=len(images), resume=resume)
+    before, began = writer.consumed, time.perf_counter()
+    with progress("encode", len(images), as_json) as advance:
+        advance(before)
+        interrupted = encoding.encode(made, images, writer, size=side, step=ENCODE_ITEMS, skip_bad=skip_bad, advance=advance)
+    if interrupted:
+        note(f"{writer.consumed} of {len(images)} images are encoded; the same command with --resume continues")
+        raise KeyboardInterrupt
+    shards, seconds = TokenShards(out), time.perf_counter() - began
+    skipped = writer.skipped
+    summary = {"shards": str(out), "images": len(shards), "tokens": shards.places, "bytes": shards.nbytes, "fingerprint": made.fingerprint,
+               "images_resumed": before, "skipped": skipped, "seconds": seconds}
+    emit(summary, as_json, lambda: pairs({
+        "saved": f"{out}: {count(len(shards), 'image')}, {count(shards.places, 'token')} ({size(shards.nbytes)}), tokenizer {made.fingerprint}",
+        "encoded": f"{count(len(images) - before, 'image')} in {_duration(seconds)}" + (f"; {count(before)} were there" if before else ""),
+        **({"skipped": _some(skipped)} if skipped else {})}))
 
 
-def decode() -> None:
-    """todo"""
+def decode(tokenizer: TokenizerArgument,
+           shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by codeword tokenizer encode.", show_default=False)],
+           out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNG images.")],
+           items: Annotated[str | None, typer.Option(help="Only these items: numbers, comma lists, ranges such as 0-9.")] = None,
+           overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files already.")] = False,
+           as_json: Json = False) -> None:
+    """Turn token shards back into PNG images, named by their number and what they were called."""
+    from codeword.io import files
+    from codeword.report.tokenizer import png_bytes
+    from codeword.tokenizers import encoding
+    from codeword.tokenizers.shards import TokenShards
+    made = _tokenizer(tokenizer)
+    found = TokenShards(shards)
+    if found.fingerprint != made.fingerprint:
+        raise CodewordError(f"{shards} was encoded by tokenizer {found.fingerprint}; {tokenizer} is {made.fingerprint}")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise CodewordError(f"{out} has files already; name a new folder, or say --overwrite")
+    rows = _items(items, len(found))
+    files.make_folder(out)
+    with progress("decode", len(rows), as_json) as advance:
+        for row, image in encoding.decode(made, found, rows):
+            files.write_file(out / encoding.picture_name(row, found.name(row)), [png_bytes(image)], durable=False)
+            advance(1)
+    emit({"folder": str(out), "images": len(rows)}, as_json, lambda: pairs({"saved": f"{count(len(rows), 'image')} in {out}"}))
 
 
-def evaluate() -> None:
-    """todo"""
+def evaluate(tokenizer: TokenizerArgument, source: ImagesArgument, image_size: Size = None,
+             limit: Annotated[int | None, typer.Option(help="Look at the first so many images only.", min=1)] = None,
+             skip_bad: SkipBad = False, as_json: Json = False) -> None:
+    """Measure a tokenizer on images: error, similarity, use of the codebook, bits."""
+    from codeword.tokenizers.evaluate import evaluate as measure
+    made = _tokenizer(tokenizer)
+    images = _images(source, made)
+    with progress("eval", min(len(images), limit or len(images)), as_json) as advance:
+        found = measure(made, images, size=image_size or made.size, most=limit, skip_bad=skip_bad, advance=advance)
+    emit(found.numbers, as_json, lambda: pairs(_evaluation_lines(found.numbers)))
 
 
-def report() -> None:
-    """todo"""
+def report(tokenizer: TokenizerArgument, source: ImagesArgument,
+           out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write. [default: report.html in the tokenizer's folder]",
+                                                    show_default=False)] = None,
+           image_size: Size = None,
+           limit: Annotated[int, typer.Option(help="Look at the first so many images only.", min=1)] = 2000,
+           skip_bad: SkipBad = False, as_json: Json = False) -> None:
+    """Write one HTML page: originals beside reconstructions, numbers, use and map of the codebook, curves of the training."""
+    from codeword.io import files
+    from codeword.report.tokenizer import page
+    from codeword.tokenizers.evaluate import evaluate as measure
+    from codeword.tokenizers.recorder import LOG, read_log
+    made = _tokenizer(tokenizer)
+    images = _images(source, made)
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    target = out or folder / "report.html"
+    with progress("report", min(len(images), limit), as_json) as advance:
+        found = measure(made, images, size=image_size or made.size, most=limit, skip_bad=skip_bad, advance=advance, keep=48)
+    files.write_file(target, [page(made, found, read_log(folder / LOG), source).encode()], durable=False)
+    emit({"report": str(target), **found.numbers}, as_json, lambda: pairs({"saved": str(target), **_evaluation_lines(found.numbers)}))
+
+
+def _evaluation_lines(numbers: dict[str, Any]) -> dict[str, str]:
+    from codeword.tokenizers.evaluate import MEANING
+    return {line.title: line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
+
+
+def _tokenizer(path: Path) -> ImageTokenizer:
+    from codeword.tokenizers.image import ImageTokenizer
+    file = path / "tokenizer.cw" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / "checkpoint.cw").exists():
+        raise CodewordError(f"{path} holds a run that has not finished; continue it with codeword tokenizer train ... --resume")
+    return ImageTokenizer.load(file)
+
+
+def _images(source: str, made: ImageTokenizer) -> Images:
+    from codeword.data.images import open_images
+    return open_images(source, channels=made.channels)
+
+
+def _items(text: str | None, total: int) -> list[int]:
+    from codeword.cli.inputs import integers
+    rows = list(range(total)) if text is None else integers([text], "item").tolist()
+    if rows and max(rows) >= total:
+        raise CodewordError(f"--items names item {max(rows)}; the shards have {total}, counted from 0")
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _some(lines: list[str]) -> str:
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def _spec(quantizer: str, codebook_size: int | None) -> str:

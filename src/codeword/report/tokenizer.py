@@ -21,6 +21,9 @@ from codeword.report.plot import _INK, COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from codeword.tokenizers.evaluate import Look
+    from codeword.tokenizers.image import ImageTokenizer
+
 GAP = 6
 """Pixels between pairs of a sheet; half as many within."""
 PICTURE = 96
@@ -75,6 +78,47 @@ def usage_svg(counts: np.ndarray, levels: Sequence[int]) -> str:
 def map_svg(codewords: np.ndarray, counts: np.ndarray) -> str:
     """The codewords (n, dim) along their two principal axes, coloured by how often they are chosen."""
     return _svg(_map(codewords, counts, _INK))
+
+
+def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]], source: str) -> str:
+    """The report as one HTML page that needs nothing but itself: what was measured, sheets of images, plots."""
+    from codeword.tokenizers.evaluate import MEANING
+    numbers = "".join(f"<tr><td>{html.escape(line.title)}</td><td>{html.escape(line.show(found.numbers))}</td>"
+                      f"<td>{html.escape(line.meaning)}</td></tr>" for line in MEANING if found.numbers.get(line.key) is not None)
+    levels, about = tokenizer.quantizer.levels, tokenizer.about
+    trained = f"{about['steps']:,} steps in {about['seconds'] / 60:.1f} minutes" if {"steps", "seconds"} <= about.keys() else "unknown"
+    grid = "×".join(str(math.ceil(side / tokenizer.factor)) for side in found.originals.shape[1:3])
+    facts = {"quantizer": _describe(tokenizer.quantizer), "network": tokenizer.network,
+             "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, {sum(tokenizer.quantizer.widths)} bits each",
+             "trained": trained, "fingerprint": tokenizer.fingerprint}
+    listed = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
+    pictures = base64.b64encode(sheet(found.originals, found.reconstructions, across=12 if found.originals.shape[1] <= 96 else 4)).decode()
+    codewords = _codewords(tokenizer)
+    chart = (f"<figure>{map_svg(codewords, found.counts.numpy())}</figure>" if codewords is not None else
+             f"<p>No map: a code of this quantizer has {len(levels)} positions of {max(levels):,} symbols at most, not one list of codewords "
+             "that could be drawn.</p>")
+    curves = f"<h2>Training</h2><figure>{curves_svg(rows)}</figure>" if rows else ""
+    bad = "".join(f"<li>{html.escape(line)}</li>" for line in found.bad)
+    return _PAGE.format(
+        title=html.escape(f"Image tokenizer on {source}"), style=_STYLE + _MORE_STYLE, facts=listed, numbers=numbers, pictures=pictures,
+        shown=len(found.originals), curves=curves, usage=usage_svg(found.counts.numpy(), levels), map=chart,
+        bad=f"<h2>Images that could not be read</h2><ul>{bad}</ul>" if bad else "")
+
+
+def _describe(quantizer: Any) -> str:
+    shown = ", ".join(f"{key}={value}" for key, value in quantizer.config.items() if not hasattr(value, "forward") and key != "seed")
+    return f"{quantizer.name} ({shown})"
+
+
+def _codewords(tokenizer: ImageTokenizer) -> np.ndarray | None:
+    """(K, dim) of a quantizer whose code is one index into at most 2^17 codewords, else None."""
+    import torch
+
+    from codeword.quantizer import Codes
+    quantizer = tokenizer.quantizer
+    if len(quantizer.levels) != 1 or quantizer.levels[0] > 1 << 17:
+        return None
+    return torch.as_tensor(quantizer.decode(Codes(torch.arange(quantizer.levels[0]).unsqueeze(1)))).cpu().numpy()
 
 
 # ---------------------------------------------------------------------- the plots
@@ -188,4 +232,34 @@ def _colour(images: np.ndarray, factor: int) -> np.ndarray:
     return images.repeat(3, 3) if images.shape[3] == 1 else images
 
 
-_ = (base64, html, _STYLE)
+
+_MORE_STYLE = """
+td:last-child { text-align: left; color: var(--soft); white-space: normal; } td:nth-child(2) { font-weight: 600; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; align-items: start; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<dl>{facts}</dl>
+<h2>Numbers</h2>
+<div class="wide"><table><tbody>{numbers}</tbody></table></div>
+<h2>Images</h2>
+<p class="data">The first {shown} images, each above what its tokens decode to.</p>
+<figure><img alt="originals above reconstructions" src="data:image/png;base64,{pictures}"></figure>
+<h2>Codebook</h2>
+<div class="two"><figure>{usage}</figure>{map}</div>
+{curves}
+{bad}
+<footer>Written by codeword tokenizer report.</footer>
+</body>
+</html>
+"""

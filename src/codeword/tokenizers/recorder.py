@@ -60,11 +60,11 @@ class Recorder:
 
     def look(self) -> None:
         """Evaluate the averaged weights on held-out images; the newest row gets the numbers, the folder the pictures."""
-        from codeword.tokenizers.evaluate import squared_errors
+        from codeword.tokenizers.evaluate import evaluate
         run = self.run
         model = run.averaged()
-        found = squared_errors(model, run.valid, size=run.settings.size, most=run.limits.eval_images, keep=SAMPLES)
-        numbers = {"valid_psnr": found.psnr, "valid_error": found.error}
+        found = evaluate(model, run.valid, size=run.settings.size, most=run.limits.eval_images, keep=SAMPLES, thorough=False, skip_bad=True)
+        numbers = {"valid_psnr": found.numbers["psnr"], "valid_error": found.numbers["error"]}
         self.rows[-1].update(numbers)
         self._write()
         self._scalars({"step": self.rows[-1]["step"], **numbers})
