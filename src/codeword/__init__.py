@@ -17,6 +17,8 @@ _NAMES = {
     "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
     "SAQ": "quantizers.saq", "CAQ": "quantizers.caq", "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
+    "CosineVQ": "quantizers.cosine_vq", "FactorizedVQ": "quantizers.factorized_vq",
+    "BridgeVQ": "quantizers.bridge_vq", "ProjectedVQ": "quantizers.projected_vq",
     "Index": "search.index", "load": "io.objects",
 }
 

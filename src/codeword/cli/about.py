@@ -76,11 +76,13 @@ def claims(as_json: Json = False) -> None:
 def reproduce(name: Annotated[str, typer.Argument(help="A system of the list that codeword claims prints.", show_default=False)],
               budget: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or paper.")] = "small",
               data: Annotated[str | None, typer.Option(help="Your own vectors instead of the bundled ones.")] = None,
-              save: Annotated[Path | None, typer.Option(help="Add the rows to this claims file (.csv).")] = None,
+              images: Annotated[Path | None, typer.Option(help="Your own images (a folder, Parquet, idx or .npy) instead of the bundled "
+                                                               "ones, where the claim trains on images.")] = None,
+              save: Annotated[Path | None, typer.Option(help="Add each row to this claims file (.csv) as soon as it is measured.")] = None,
               as_json: Json = False) -> None:
     """Measure the claims of a published system again."""
     from codeword.cli.claims import show_reproduction
-    show_reproduction(name, budget=budget, data=data, save=save, as_json=as_json)
+    show_reproduction(name, budget=budget, data=data, images=images, save=save, as_json=as_json)
 
 
 def _failures(result: Any) -> dict[str, str]:

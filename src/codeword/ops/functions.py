@@ -51,14 +51,15 @@ def _(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 class Tracker:
     """``nearest`` of the same rows against a codebook that moves a little from call to call, as in k-means: the same result, for less
     where most rows can be shown to keep their codeword (a lower bound of the distance to every group of codewords is kept for each row).
+    Small codebooks of narrow rows are searched anew instead, which is faster; ``always`` keeps bounds for them too.
 
     Rows may come in blocks: ``move(codebook)`` once, then ``nearest(x, start)`` for the block of rows that begins at ``start``."""
 
     LIMIT = 1 << 28
     """Bytes that the bounds may take; where they would need more every call starts anew."""
 
-    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
-        self.rows = rows
+    def __init__(self, rows: int, device: torch.device | str = "cpu", *, always: bool = False) -> None:
+        self.rows, self.always = rows, always
         self.native = dispatch.choice("nearest_tracked", device) == "native"
         self._codebook: Tensor | None = None
         self._shifts: np.ndarray | None = None
@@ -82,7 +83,7 @@ class Tracker:
             self._shifts = (shift * (1 + 1e-6) + 1e-37).float().numpy()
 
     def _start(self, k: int, d: int) -> None:
-        each = _native().nearest_group(k, d)
+        each = _native().nearest_group(k, d) if self.always or _native().nearest_tracking_pays(k, d) else 0
         self._each = each if each and self.rows * -(-k // each) * 4 <= self.LIMIT else 0
         if self._each:
             self._bounds = torch.empty(self.rows, -(-k // each))
