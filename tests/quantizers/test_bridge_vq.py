@@ -151,7 +151,8 @@ def test_the_usual_group() -> None:
 
 
 @pytest.mark.parametrize("options", [{"codebook_size": 0}, {"dim": 0}, {"group": 3}, {"group": 0}, {"width": 6}, {"width": 0},
-                                     {"spread": -1.0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"commitment": -0.1}, {"estimator": "ibq"}])
+                                     {"spread": -1.0}, {"steps": -1}, {"batch_size": 0}, {"learning_rate": 0.0},
+                                     {"commitment": -0.1}, {"estimator": "ibq"}])
 def test_bad_options(options: dict) -> None:
     with pytest.raises(CodewordError):
         codeword.BridgeVQ(**{"dim": 4, "codebook_size": 4, **options})
