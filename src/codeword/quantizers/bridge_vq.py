@@ -42,7 +42,7 @@ from codeword.nets.transformer import unstarted
 from codeword.parts import gradients, random
 from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.gradients import gather, passed, straight_through
+from codeword.parts.gradients import passed, straight_through
 from codeword.parts.kept import Kept
 from codeword.parts.losses import codebook_term, commitment_term
 from codeword.parts.moments import standardised
@@ -99,7 +99,7 @@ class BridgeVQ(Quantizer):
         def loss(batch: Tensor) -> Tensor:
             with one_thread():
                 codebook = self.effective()
-            return codebook_term(batch, gather(codebook, ops.nearest(batch, codebook).indices), None)
+            return codebook_term(batch, ops.gather(codebook, ops.nearest(batch, codebook).indices), None)
 
         minimise(loss, list(self.parameters()), scaled, steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
                  seed=self.seed, weights=weights, schedule=warm_hold_fall(WARM, HOLD), betas=(0.9, 0.95), clip=1.0)
@@ -120,7 +120,7 @@ class BridgeVQ(Quantizer):
             exact = self._precise() if torch.compiler.is_compiling() else self._codebook()
             codebook = straight_through(codebook, exact)
         indices = ops.nearest(rows, codebook).indices
-        chosen = gather(codebook, indices)
+        chosen = ops.gather(codebook, indices)
         pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
         loss = self.commitment * commit + (0.0 if gradients.moves_codewords(self.estimator) else pull)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,

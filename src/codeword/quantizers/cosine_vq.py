@@ -28,7 +28,7 @@ from codeword.errors import CodewordError, FormatError
 from codeword.parts import entropy as entropies
 from codeword.parts import gradients
 from codeword.parts.codebook import size_for_bits
-from codeword.parts.gradients import gather, passed
+from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
 from codeword.parts.losses import codebook_term, commitment_term
 from codeword.parts.spherical import directions, spherical_kmeans
@@ -89,7 +89,7 @@ class CosineVQ(Quantizer):
         whole = self.entropy > 0 or len(rows) >= self.codebook_size
         codebook = self.effective() if whole else directions(self.codebook.detach())
         indices = ops.nearest(u, codebook).indices
-        chosen = gather(codebook, indices) if whole else directions(gather(self.codebook, indices))
+        chosen = ops.gather(codebook, indices) if whole else directions(ops.gather(self.codebook, indices))
         pull, commit = codebook_term(u, chosen, keep), commitment_term(u, chosen, keep)
         loss = self.commitment * commit
         if self.learning == "gradient" and not gradients.moves_codewords(self.estimator):

@@ -34,7 +34,7 @@ from codeword.errors import CodewordError, FormatError, ShapeError
 from codeword.parts import arrays, gradients, random
 from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.gradients import gather, passed
+from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
 from codeword.parts.kmeans import kmeans
 from codeword.parts.losses import codebook_term, commitment_term
@@ -170,7 +170,7 @@ class ProjectedVQ(Quantizer):
         codebook = self.effective()
         indices = ops.nearest(rows, codebook).indices
         whole = len(rows) >= self.codebook_size
-        return indices, gather(codebook, indices) if whole else self._image(self.features[indices])
+        return indices, ops.gather(codebook, indices) if whole else self._image(self.features[indices])
 
     def _image(self, features: Tensor) -> Tensor:
         return ops.project(features, self.weight) + self.bias
