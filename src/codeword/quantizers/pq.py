@@ -21,10 +21,10 @@ from torch import Tensor
 
 from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, quadratic, slices
-from codeword.quantizer import Codes, Packed, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Report
 
 
-class PQ(Quantizer):
+class PQ(lookup.Lookup):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed."""
 
     takes_metric = True
@@ -71,23 +71,7 @@ class PQ(Quantizer):
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
-        indices = torch.as_tensor(codes.indices)
-        if given is None:
-            return lookup.pack(indices, self.levels, None)
-        values = self._decode(indices.to(torch.int64), None)
-        return lookup.pack(indices, self.levels, 2 * (values.double() * given.double()).sum(1))
-
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
+        return lookup.pack_slices(self, codes, given)
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
@@ -95,10 +79,3 @@ class PQ(Quantizer):
 
     def recipe(self, metric: str) -> Recipe:
         return lookup.slice_recipe(self.codebooks, metric, self.name)
-
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
