@@ -44,7 +44,7 @@ from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
 from codeword.parts.gradients import passed, straight_through
 from codeword.parts.kept import Kept
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms, codebook_term
 from codeword.parts.moments import standardised
 from codeword.parts.threads import one_thread
 from codeword.parts.training import minimise, warm_hold_fall
@@ -121,7 +121,7 @@ class BridgeVQ(Quantizer):
             codebook = straight_through(codebook, exact)
         indices = ops.nearest(rows, codebook).indices
         chosen = ops.gather(codebook, indices)
-        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
+        commit, pull = both_terms(rows, chosen, keep)
         loss = self.commitment * commit + (pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}

@@ -30,7 +30,7 @@ from codeword.parts import gradients
 from codeword.parts.codebook import size_for_bits
 from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms
 from codeword.parts.spherical import directions, spherical_kmeans
 from codeword.parts.upkeep import Upkeep
 from codeword.quantizer import Quantized, Quantizer, Report
@@ -90,7 +90,7 @@ class CosineVQ(Quantizer):
         codebook = self.effective() if whole else directions(self.codebook.detach())
         indices = ops.nearest(u, codebook).indices
         chosen = ops.gather(codebook, indices) if whole else directions(ops.gather(self.codebook, indices))
-        pull, commit = codebook_term(u, chosen, keep), commitment_term(u, chosen, keep)
+        commit, pull = both_terms(u, chosen, keep)
         loss = self.commitment * commit
         if self.learning == "gradient" and gradients.needs_codebook_term(self.estimator):
             loss = loss + pull

@@ -37,7 +37,7 @@ from codeword.parts.codebook import assign, size_for_bits, usage
 from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
 from codeword.parts.kmeans import kmeans
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms, codebook_term
 from codeword.parts.moments import standardised
 from codeword.parts.pca import pca
 from codeword.parts.threads import one_thread
@@ -111,7 +111,7 @@ class ProjectedVQ(Quantizer):
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         indices, chosen = self._nearest(rows)
-        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
+        commit, pull = both_terms(rows, chosen, keep)
         loss = self.commitment * commit + (self.pull * pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}
