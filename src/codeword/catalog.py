@@ -58,6 +58,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="vq:codebook_size=12,iterations=5", example_dim=6),
     Entry("pq", "pq:PQ", "Product quantization: one codebook a slice (Jegou et al. 2011)",
           example="pq:num_codebooks=4,codebook_size=8,iterations=4"),
+    Entry("gumbel_pq", "gumbel_pq:GumbelPQ", "Product codes drawn from a mixture's posterior in training (Zhu et al. 2022)",
+          example="gumbel_pq:num_codebooks=2,codebook_size=8,iterations=4", example_dim=6),
     Entry("opq", "opq:OPQ", "Product quantization after a learned rotation (Ge et al. 2013)",
           example="opq:num_codebooks=2,codebook_size=8,iterations=4", example_dim=8),
     Entry("rvq", "rvq:RVQ", "Residual vector quantization with beam search (Juang, Gray 1982; Liu et al. 2015)",
