@@ -70,7 +70,8 @@ def test_masking_keeps_predictions_inside() -> None:
 
 def test_members_of_a_cluster_stand_in_for_each_other() -> None:
     """The paper's redundancy test: tokens replaced by random members of their cluster, against random clusters of equal sizes."""
-    pictures = torch.from_numpy(np.frombuffer(gzip.decompress((IMAGES / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16).copy())
+    packed = (IMAGES / "t10k-images-idx3-ubyte.gz").read_bytes()
+    pictures = torch.from_numpy(np.frombuffer(gzip.decompress(packed), np.uint8, offset=16).copy())
     base = pictures.reshape(-1, 28, 28)[:100].unfold(1, 4, 4).unfold(2, 4, 4).reshape(-1, 16).float() / 255
     vq = codeword.VQ(dim=16, codebook_size=256, iterations=6).fit(base)
     tokens = torch.as_tensor(vq.encode(base).indices)[:, 0].long()
@@ -96,7 +97,8 @@ def test_bad_arguments() -> None:
     for call in (lambda: partition.of_labels(torch.tensor([0, 7]), 7), lambda: partition.of_labels(torch.tensor([-1]), 7),
                  lambda: partition.of_labels(torch.tensor([0.0]), 7), lambda: partition.split(found, torch.tensor([40])),
                  lambda: partition.split(found, torch.tensor([0.5])), lambda: partition.join(found, torch.tensor([0]), found.sizes[:1]),
-                 lambda: partition.join(found, torch.tensor([0, 1]), torch.tensor([0])), lambda: partition.allowed(found, torch.tensor([7])),
+                 lambda: partition.join(found, torch.tensor([0, 1]), torch.tensor([0])),
+                 lambda: partition.allowed(found, torch.tensor([7])),
                  lambda: partition.cluster(book(), 7, counts=torch.ones(39)), lambda: partition.cluster(book(), 7, counts=-torch.ones(40))):
         with pytest.raises(ShapeError):
             call()

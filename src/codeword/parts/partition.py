@@ -52,7 +52,7 @@ def of_labels(labels: Tensor, clusters: int) -> Partition:
 
 
 def cluster(codebook: Tensor, clusters: int, *, counts: Tensor | None = None, iterations: int = 25, seed: int = 0) -> Partition:
-    """Partition the codewords (K, d) into ``clusters`` by k-means, weighted by ``counts`` (K,), how often each occurs, where given. Codewords
+    """Partition the codewords (K, d) into ``clusters`` by k-means, weighted by ``counts`` (K,), how often each occurs, where given; those
     that do not occur get the nearest label."""
     codebook = codebook.detach().float()
     if codebook.ndim != 2 or not 1 <= clusters <= len(codebook):
@@ -86,8 +86,8 @@ def join(partition: Partition, labels: Tensor, ranks: Tensor) -> Tensor:
     """Inverse of ``split``; ShapeError where a label has no such rank."""
     labels, ranks = _checked(labels, len(partition.sizes), "labels"), torch.as_tensor(ranks).to(torch.int64)
     if labels.shape != ranks.shape or bool(((ranks < 0) | (ranks >= partition.sizes[labels])).any()):
-        raise ShapeError(f"join got labels {tuple(labels.shape)} and ranks {tuple(ranks.shape)}; equal shapes, and ranks below the sizes of "
-                         "their labels, are needed")
+        raise ShapeError(f"join got labels {tuple(labels.shape)} and ranks {tuple(ranks.shape)}; equal shapes, and ranks below the sizes "
+                         "of their labels, are needed")
     return partition.members[labels, ranks]
 
 

@@ -74,7 +74,7 @@ class GumbelPQ(Quantizer):
             distance = ops.nearest(part, self.codebooks[m]).distances.double().cpu().numpy()
             mass = np.ones(len(rows)) if weights is None else weights.double().cpu().numpy()
             variance = float(np.add.reduce(distance * mass) / np.add.reduce(mass)) / part.shape[1]
-            self.upkeep.log_temperature[m] = math.log(math.sqrt(self.codebook_size) / (2 * variance)) if variance > 0 else 0.0
+            self.upkeep.log_temperature[m] = math.log(math.sqrt(self.codebook_size) / 2) - math.log(variance) if variance > 0 else 0.0
         if found.repaired:
             self.report = Report(self.report, repaired_codewords=found.repaired)
 

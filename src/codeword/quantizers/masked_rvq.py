@@ -73,6 +73,6 @@ class MaskedRVQ(stages.Layered):
         return self._pass(rows, keep, None, "straight_through")
 
     def truncate(self, codes: Codes, bits: float) -> Codes:
-        """The longest prefix of tokens within ``bits`` a dimension, channels without a token at zero; what is cut off becomes zero. The code
-        keeps its shape: a file stores the zeros too, and ``bits`` counts them. Unsupported where no token fits."""
+        """The longest prefix of tokens within ``bits`` a dimension, channels without a token at zero; what is cut off becomes zero. The
+        code keeps its shape: a file stores the zeros too, and ``bits`` counts them. Unsupported where no token fits."""
         return self._truncate(codes, bits, range(1, len(self.levels) + 1))
