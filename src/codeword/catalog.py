@@ -68,6 +68,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="group_rvq:groups=2,layers=2,codebook_size=4,learning=ema,iterations=3", example_dim=6),
     Entry("masked_rvq", "masked_rvq:MaskedRVQ", "Residual codes whose first layer is split over channels (Ji et al. 2025)",
           example="masked_rvq:masked=3,layers=2,codebook_size=4,dropout=0.0,iterations=3", example_dim=7),
+    Entry("multi_scale", "multi_scale:MultiScale", "Maps coded residually at growing resolutions with one codebook (Tian et al. 2024)",
+          example="multi_scale:size=2x3,scales=1x2,codebook_size=6,steps=3,iterations=3", example_dim=12),
     Entry("aq", "aq:AQ", "Additive quantization: sums of full-width codewords fitted together (Babenko, Lempitsky 2014)",
           example="aq:num_codebooks=3,codebook_size=4,rounds=5,beam=3", example_dim=6),
     Entry("pvq", "pvq:PVQ", "Pyramid vector quantization: integer vectors of fixed L1 norm times a gain (Fischer 1986)",
