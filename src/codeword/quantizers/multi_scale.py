@@ -192,7 +192,8 @@ class MultiScale(Quantizer):
         repaired, initial = 0, None
         for _ in range(1 + ROUNDS):
             mass = None if weights is None else torch.cat([weights.repeat_interleave(h * w) for h, w in self.grids])
-            result = kmeans(torch.cat(tokens), self.codebook_size, iterations=self.iterations, seed=self.seed, weights=mass, initial=initial)
+            result = kmeans(torch.cat(tokens), self.codebook_size, iterations=self.iterations, seed=self.seed, weights=mass,
+                            initial=initial)
             self.codebook.copy_(result.centroids)
             repaired, initial = repaired + result.repaired, result.centroids
             tokens = [own for _, _, own in self._passes(rows)]
