@@ -34,7 +34,7 @@ MOST_LEVELS = 8
 class ConvEncoder(nn.Module):
     """(b, channels, H, W) -> (b, dim, H/f, W/f), f = ``factor`` = 2^(len(multipliers) - 1)."""
 
-    def __init__(self, channels: int, dim: int, *, width: int = 64, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
+    def __init__(self, channels: int, dim: int, *, width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
                  attention: bool = False) -> None:
         super().__init__()
         widths = level_widths(channels, dim, width, multipliers, blocks)
@@ -58,7 +58,7 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """(b, dim, h, w) -> (b, channels, f h, f w), the mirror of ``ConvEncoder`` with the same arguments."""
 
-    def __init__(self, channels: int, dim: int, *, width: int = 64, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
+    def __init__(self, channels: int, dim: int, *, width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
                  attention: bool = False) -> None:
         super().__init__()
         widths = level_widths(channels, dim, width, multipliers, blocks)[::-1]

@@ -130,7 +130,7 @@ class SimVQ(Quantizer):
             return gradients.choose(estimator, rows, codebook, training=self.training, temperature=self.temperature)
         indices = ops.nearest(rows, codebook).indices
         # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer.
-        chosen = gradients.gather(codebook, indices) if len(rows) >= self.codebook_size else self._image(self.basis[indices])
+        chosen = ops.gather(codebook, indices) if len(rows) >= self.codebook_size else self._image(self.basis[indices])
         return gradients.Chosen(indices, chosen, gradients.passed(estimator, rows, chosen, training=self.training))
 
     def _fitting_loss(self, rows: Tensor) -> Tensor:
