@@ -11,7 +11,8 @@ exactly 0.0 or 1.0, and the scores they come from; ``fit(images)`` first, where 
                     ``budget_loss`` = (mean gate - fraction)^2 holds it to the fraction over a batch; single images may differ.
                     t = 0 is the published choice, but dice and argmax differ: a router that says 0.7 everywhere is held to 0.7 in
                     training and then makes every cell fine. So t is a moving average of the batches' quantile 1 - fraction of d,
-                    moved in ``follow``, never in a forward pass
+                    moved in ``follow``, never in a forward pass. Cells that look alike still fall on one side of it together, as blank
+                    ones do, so measure the share in inference (without dice a router cannot split them)
     EntropyRouter   nothing learned but a threshold: fine where the entropy of the cell's grey values is above the quantile 1 - fraction
                     of the images it was fitted on; so harder images get more codes, at the right mean
     RandomRouter    the control: a seeded coin for each cell, the same for the same image
