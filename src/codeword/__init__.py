@@ -12,6 +12,7 @@ _NAMES = {
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
     "make": "catalog",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "OPQ": "quantizers.opq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
+    "LFQ": "quantizers.lfq", "BSQ": "quantizers.bsq",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",

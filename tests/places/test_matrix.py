@@ -145,7 +145,7 @@ def test_bottleneck(name: str, any_pictures: Tensor):
     if cell(name, "network") == "fixed":
         assert z.grad is not None and torch.allclose(z.grad, torch.ones_like(z.grad), atol=1e-4) and float(out.loss.detach()) > 0
     else:
-        assert moved or name in ("fsq", "projected(fsq)")
+        assert moved or name in ("fsq", "lfq", "bsq", "projected(fsq)")
 
 
 @pytest.mark.parametrize("name", NAMES)

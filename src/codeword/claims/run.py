@@ -94,7 +94,7 @@ def bundled_pictures() -> Pictures:
 
 
 def pictures(train: Path, test: Path | None = None) -> Pictures:
-    """All images at ``train`` (whatever ``open_images`` reads, of one size) and those at ``test``; without ``test`` every sixth is held out."""
+    """All images at ``train`` (whatever ``open_images`` reads, of one size) and those at ``test``; without it a sixth is held out."""
     import numpy as np
     import torch
 

@@ -48,13 +48,14 @@ _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 
 
 class Images:
-    """A read-only sequence of images. ``names`` one a image; ``labels`` int64 (n,) or None; ``classes`` names of the labels or None;
+    """A read-only sequence of images. ``names`` one an image (``named``: they are names of files, not just numbers); ``labels`` int64 (n,) or None; ``classes`` names of the labels or None;
     ``channels`` 1 (grey) or 3 (colour): all images are given so."""
 
     def __init__(self, read: Callable[[int], np.ndarray], names: Sequence[str], *, source: str, channels: int,
-                 labels: np.ndarray | None = None, classes: Sequence[str] | None = None, files: Sequence[Path] = ()) -> None:
+                 labels: np.ndarray | None = None, classes: Sequence[str] | None = None, files: Sequence[Path] = (),
+                 named: bool = False) -> None:
         self._read, self.names, self.source, self.channels = read, names, source, channels
-        self.labels, self.classes, self.files = labels, classes, tuple(files)
+        self.labels, self.classes, self.files, self.named = labels, classes, tuple(files), named
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,7 +73,7 @@ class Images:
         """Some of the images, in the order of ``rows``."""
         rows = np.asarray(rows, np.int64)
         return Images(lambda i: self._read(int(rows[i])), [self.names[i] for i in rows.tolist()], source=self.source, channels=self.channels,
-                      labels=None if self.labels is None else self.labels[rows], classes=self.classes, files=self.files)
+                      labels=None if self.labels is None else self.labels[rows], classes=self.classes, files=self.files, named=self.named)
 
     def split(self, held_out: int, seed: int = 0) -> tuple[Images, Images]:
         """(the rest, ``held_out`` images chosen by the seed), both in their old order."""
@@ -121,7 +122,7 @@ def _folder(folder: Path, key: str | None, channels: int | None) -> Images:
     if paths:
         labels, classes = _folder_labels(paths, folder)
         return _encoded(lambda i: _bytes(paths[i]), [p.relative_to(folder).as_posix() for p in paths], str(folder), channels,
-                        labels=labels, classes=classes, files=paths)
+                        labels=labels, classes=classes, files=paths, named=True)
     tables = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".parquet"), key=lambda p: _natural(p, folder))
     if len({re.sub(r"\d+", "", p.stem) for p in tables}) == 1:
         return _parquet(tables, key, channels, str(folder))
@@ -134,7 +135,7 @@ def _folder(folder: Path, key: str | None, channels: int | None) -> Images:
 def _file(path: Path, key: str | None, channels: int | None) -> Images:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
-        return _encoded(lambda i: _bytes(path), [path.name], str(path), channels, files=[path])
+        return _encoded(lambda i: _bytes(path), [path.name], str(path), channels, files=[path], named=True)
     if suffix == ".parquet":
         return _parquet([path], key, channels, str(path))
     if suffix == ".npy":

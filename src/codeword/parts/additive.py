@@ -158,12 +158,13 @@ class Stages(NamedTuple):
 def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: int, iterations: int, seed: int,
                weights: Tensor | None = None) -> Stages:
     """Codebooks one after the other: k-means on what the best codes so far leave of each row (Liu et al. 2015). Codebook m
-    starts from seed + m."""
+    starts from ``random.part_seed(seed, m)``."""
     books = rows.new_zeros(num_codebooks, codebook_size, rows.shape[1])
     states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
     for m in range(num_codebooks):
-        left, mass = _left_over(books[:m], rows, states.codes[:, :FIT_STATES], weights, codebook_size, seed + m)
-        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
+        own = random.part_seed(seed, m)
+        left, mass = _left_over(books[:m], rows, states.codes[:, :FIT_STATES], weights, codebook_size, own)
+        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=own, weights=mass)
         books[m], repaired = result.centroids, repaired + result.repaired
         table = tables(books[:m + 1], first=m, exponent=exponent)
         exponent = table.exponent

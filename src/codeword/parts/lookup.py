@@ -13,6 +13,7 @@ A quantizer says what its tables and terms are; this file does the rest. Two rec
     check(packed)            lookup.check(packed, self.levels, self.name)
     prepare(queries, metric) lookup.slice_tables(queries, codebooks, metric, self.name), or lookup.Query(tables (q, M, max(levels)), metric)
     scan, search_spans       lookup.scan(...), lookup.search_spans(...)
+    recipe(metric)           lookup.slice_recipe(...) or lookup.sum_recipe(...): prepare for a search in one native call
 
 Bytes per row: M codes of 4, 8 or 16 bits, the fewest that hold the largest level, M rounded up to a multiple of 4 for 4 bits; 4 for the
 term where there is one.
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import Unsupported
-from codeword.ops import lut_blocks
+from codeword.ops import lut_blocks, searcher
 from codeword.ops.lut_blocks import Blocks
 from codeword.parts import arrays
 from codeword.quantizer import BLOCK, Codes, Packed
@@ -86,6 +87,17 @@ def slice_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> 
     factor, books = require_metric(metric, name), books_of(codebooks)
     slices = queries.float().reshape(len(queries), *books.turned.shape[:2])
     return Query(ops.lut_tables(slices, books.turned, factor, books.squares if metric == "l2" else None), metric)
+
+
+def slice_recipe(codebooks: Tensor, metric: str, name: str, rotation: Tensor | None = None) -> searcher.Recipe:
+    """The same for ``ops.searcher``: of queries, or of queries times ``rotation``."""
+    factor, books = require_metric(metric, name), books_of(codebooks)
+    return searcher.Slices(books.turned, books.squares if metric == "l2" else None, factor, rotation)
+
+
+def sum_recipe(codebooks: Tensor, metric: str, name: str) -> searcher.Recipe:
+    """Of the recipe for sums: ``codebooks`` (M, K, dim)."""
+    return searcher.Sums(codebooks.detach(), require_metric(metric, name))
 
 
 def pack(indices: Tensor, levels: tuple[int, ...], terms: Tensor | None) -> Packed:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError
+from codeword.ops.searcher import Recipe
 from codeword.parts import additive, lookup, random
 from codeword.parts.moments import moments
 from codeword.parts.threads import one_thread
@@ -126,6 +127,9 @@ class AQ(Quantizer):
         factor = lookup.require_metric(metric, self.name)
         products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
         return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)

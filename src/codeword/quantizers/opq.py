@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from codeword import ops
+from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
 from codeword.parts.pca import pca
 from codeword.quantizer import Codes, Packed, Quantizer, Report
@@ -71,8 +72,8 @@ class OPQ(Quantizer):
         return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed)
-        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed + 1)
+        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed, "opq rows")
+        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed, "opq preview")
         trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
         state = min(trials, key=lambda trial: trial.error)
         state = self._rounds(state, rows, weights, self.iterations)
@@ -124,6 +125,9 @@ class OPQ(Quantizer):
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K) of the rotated queries, as PQ's."""
         return lookup.slice_tables(ops.project(queries.float(), self.rotation), self.codebooks, metric, self.name)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.slice_recipe(self.codebooks, metric, self.name, self.rotation)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)
@@ -179,9 +183,9 @@ class _State(NamedTuple):
     repaired: int
 
 
-def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int, stream: str) -> tuple[Tensor, Tensor | None]:
     """A seeded sample of at most ``count`` rows, in the order of the rows."""
     if len(rows) <= count:
         return rows, weights
-    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream="opq rows")).to(rows.device).sort().values
+    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream=stream)).to(rows.device).sort().values
     return rows[keep], None if weights is None else weights[keep]

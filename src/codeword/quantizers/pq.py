@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, quadratic, slices
 from codeword.quantizer import Codes, Packed, Quantizer, Report
 
@@ -91,6 +92,9 @@ class PQ(Quantizer):
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
         return lookup.slice_tables(queries, self.codebooks, metric, self.name)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.slice_recipe(self.codebooks, metric, self.name)
 
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)

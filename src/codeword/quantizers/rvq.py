@@ -13,8 +13,8 @@ Cost: M K d multiply-adds a vector and, with a beam, beam M^2 K / 2 additions of
 beam M K d multiply-adds of searching residuals. Bits: M ceil(log2 K) a vector, no side information; M K d floats shared. In an
 index |x^|^2 is kept with the codes, 4 bytes a vector.
 
-With beam 1 the exact nearest codeword of each float32 residual is taken, which is Residual([VQ] * M) bit for bit. With a beam,
-decisions are made on inner products rounded to float32, so beam 2 may choose another code of equal error up to that rounding.
+With beam 1 the exact nearest codeword of each float32 residual is taken, which is Residual of VQs with the stages' seeds bit for bit.
+With a beam, decisions are made on inner products rounded to float32, so beam 2 may choose another code of equal error up to that rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
-from codeword.parts import additive, arrays, lookup
+from codeword.ops.searcher import Recipe
+from codeword.parts import additive, arrays, lookup, random
 from codeword.parts.codebook import usage
 from codeword.parts.gradients import straight_through
 from codeword.parts.kmeans import kmeans
@@ -36,7 +37,7 @@ from codeword.quantizer import Codes, Packed, Quantizer, Report
 
 class RVQ(Quantizer):
     """dim; num_codebooks: stages M; codebook_size: codewords a stage; beam: codes kept after each stage; commitment: beta; iterations:
-    of k-means; seed: stage m starts from seed + m."""
+    of k-means; seed: stage m starts from ``random.part_seed(seed, m)``."""
 
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, beam: int = 8, commitment: float = 0.25,
                  iterations: int = 25, seed: int = 0) -> None:
@@ -133,6 +134,9 @@ class RVQ(Quantizer):
         products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
         return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
 
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
+
     def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return lookup.scan(packed, query, start, stop)
 
@@ -153,7 +157,7 @@ class RVQ(Quantizer):
     def _fit_greedy(self, rows: Tensor, weights: Tensor | None) -> int:
         repaired = 0
         for m in range(self.num_codebooks):
-            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed + m, weights=weights)
+            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=random.part_seed(self.seed, m), weights=weights)
             with torch.no_grad():
                 self.codebooks[m] = result.centroids
             rows = rows - result.centroids[ops.nearest(rows, result.centroids).indices]

@@ -3,7 +3,7 @@ Esser et al. 2021).
 
     z = encoder(x) (b, dim, h, w),   i = quantizer(z at each place) (b, h w, positions),   x^ = decoder(values of i)
 
-Inside, pixels are numbers in [-1, 1]; outside, uint8 or floats in [0, 1], channels first. An image whose sides do not divide by the
+Images are uint8 or floats in [0, 1], channels first; networks see the floats. An image whose sides do not divide by the
 network's factor is continued at its right and lower edge by its last pixels, and cut back by ``decode``: the layout of the tokens keeps
 its shape. ``train.py`` trains it; ``Autoencoder`` in nets/conv.py is its bare frame.
 
@@ -62,12 +62,13 @@ class ImageTokenizer(nn.Module):
     # ------------------------------------------------------------------ training
 
     def forward(self, x: Tensor) -> Reconstruction:
-        """Pixels in [-1, 1] (b, channels, height, width), b >= 0, sides multiples of ``factor``, to their reconstruction. Changes no state."""
+        """Pixels in [0, 1] (b, channels, height, width), b >= 0, sides multiples of ``factor``, to their reconstruction, not clipped.
+        Changes no state."""
         out = self.quantizer(self.latents(x))
         return Reconstruction(self.decoder(out.values.permute(0, 3, 1, 2)), out)
 
     def latents(self, x: Tensor) -> Tensor:
-        """(b, h, w, dim) of pixels in [-1, 1]."""
+        """(b, h, w, dim) of pixels in [0, 1]."""
         return self.encoder(x).permute(0, 2, 3, 1)
 
     # ------------------------------------------------------------------ use
@@ -93,14 +94,14 @@ class ImageTokenizer(nn.Module):
         height, width = tokens.layout.shape[1:] if tokens.layout.shape else x.shape[2:]
         if height > x.shape[2] or width > x.shape[3]:
             raise ShapeError(f"tokens of a {height} × {width} image decode to {x.shape[2]} × {x.shape[3]} pixels only")
-        return to_unit(x[:, :, :height, :width])
+        return x[:, :, :height, :width].float().clamp(0, 1)
 
     def reconstruct(self, images: Tensor | np.ndarray) -> Tensor:
         """``decode(encode(images))``."""
         return self.decode(self.encode(images))
 
     def pixels(self, images: Tensor | np.ndarray) -> Tensor:
-        """(b, channels, height, width) images, checked, as float32 in [-1, 1] on the tokenizer's device."""
+        """(b, channels, height, width) images, checked, as float32 in [0, 1] on the tokenizer's device."""
         x = torch.as_tensor(images)
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1 or max(x.shape[2:]) > MAX_SIDE:
             raise ShapeError(f"images have shape {tuple(x.shape)}; (b, {self.channels}, height, width) with sides of 1..{MAX_SIDE} is needed")
@@ -110,7 +111,7 @@ class ImageTokenizer(nn.Module):
             raise ShapeError(f"images are {x.dtype}; uint8, or floats in [0, 1], are needed")
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise ShapeError("floating-point images have values outside [0, 1]")
-        return x.to(self.quantizer.device, torch.float32) * 2 - 1
+        return x.to(self.quantizer.device, torch.float32)
 
     @property
     def bits_per_pixel(self) -> float:
@@ -126,10 +127,10 @@ class ImageTokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, quantizer and all weights: tokens carry it."""
-        state, header = self._parts()
-        key = tuple((name, t.data_ptr(), t._version, t.shape) for name, t in state.items())
+        key = tuple((name, t.data_ptr(), t._version, t.shape) for name, t in self.state_dict().items())
         known = self.__dict__.get("_fingerprint")
         if known is None or known[0] != key:
+            state, header = self._parts()
             known = self.__dict__["_fingerprint"] = (key, _fingerprint(self.config, header, state))
         return known[1]
 
@@ -203,13 +204,8 @@ class ImageTokenizer(nn.Module):
 
 
 def from_bytes(x: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
-    return x.to(torch.float32).div_(127.5).sub_(1)
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """[-1, 1] to float32 in [0, 1], clamped."""
-    return x.float().add(1).div(2).clamp(0, 1)
+    """uint8 to float32 in [0, 1]."""
+    return x.to(torch.float32).div_(255)
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -224,8 +220,8 @@ def _fingerprint(config: dict[str, Any], quantizer: dict[str, Any], state: Mappi
 
 def usage_of(indices: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Hits of every codeword, all positions one after another: int64 (sum of levels,)."""
-    starts = torch.tensor([0, *np.cumsum(levels)[:-1].tolist()])
-    return torch.bincount((indices.reshape(-1, len(levels)).to(torch.int64).cpu() + starts).flatten(), minlength=sum(levels))
+    starts = torch.tensor([0, *np.cumsum(levels)[:-1].tolist()], device=indices.device)
+    return torch.bincount((indices.reshape(-1, len(levels)).to(torch.int64) + starts).flatten(), minlength=sum(levels))
 
 
 def perplexity(counts: Tensor) -> float:

@@ -76,6 +76,11 @@ class TokenWriter:
         return self._meta["complete"]
 
     @property
+    def skipped(self) -> list[str]:
+        """Items of the source that could not be read, the first thousand."""
+        return self._meta["skipped"]
+
+    @property
     def items(self) -> int:
         """Items written so far."""
         return sum(count for _, count in self._meta["order"])
