@@ -16,7 +16,8 @@ import codeword
 from codeword import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
 from codeword.nets.dynamic import PositionalDecoder, TwoGridEncoder, fourier_features
 from codeword.nets.router import EntropyRouter, FeatureRouter, RandomRouter, budget_loss, cell_entropy, make_router
-from codeword.tokenizers.dynamic import DynamicTokenizer, adaptive_bits, pack, repeated, taken, unpack
+from codeword.tokenizers.dynamic import DynamicTokenizer, adaptive_bits, joined, pack, repeated, singles, taken, unpack
+from codeword.tokenizers.shards import TokenShards, TokenWriter
 
 SMALL = dict(channels=1, size=16, dim=4, width=4, multipliers=[1, 1, 1])
 SPECS = ["vq:codebook_size=16,iterations=3", "vq:codebook_size=16,iterations=3,learning=ema", "fsq:grid=8x5x5x5",
@@ -220,6 +221,26 @@ def test_encode_decode(spec: str, router: str, pictures: Tensor, tmp_path: Path)
     assert again.fingerprint == model.fingerprint and torch.equal(again.decode(tokens), model.decode(tokens))
     assert torch.equal(again.encode(x).indices, tokens.indices)
     assert torch.equal(model.encode((x * 255).round().to(torch.uint8)).mask, model.encode((x * 255).round() / 255).mask)
+
+
+def test_shards_keep_single_codes(pictures: Tensor, tmp_path: Path):
+    """Each image's own length on the disk, the same batch and images back."""
+    model = build(SPECS[2], "entropy", pictures).eval()
+    tokens = model.encode(pictures[:9])
+    writer = TokenWriter.start(tmp_path / "shards", fingerprint=model.fingerprint, signal="image", levels=model.quantizer.levels, source={},
+                               total=9)
+    writer.write(singles(tokens), 9)
+    writer.finish()
+    writer.close()
+    shards = TokenShards(tmp_path / "shards")
+    assert tokens.mask is not None and tokens.positions is not None and shards.places == int(tokens.mask.sum())
+    again = joined(list(shards))
+    assert torch.equal(again.indices, tokens.indices) and torch.equal(again.positions, tokens.positions)
+    assert again.mask is not None and torch.equal(again.mask, tokens.mask)
+    images = model.decode(again)
+    assert torch.equal(images, model.decode(tokens)) and torch.allclose(model.decode(shards[4]), images[4], atol=1e-5)
+    with pytest.raises(ShapeError, match="at least one item"):
+        joined([])
 
 
 def test_coarse_latents_count_once(pictures: Tensor):

@@ -49,7 +49,7 @@ def test_teacher_reaches_the_encoder_through_the_codes(g: torch.Generator):
 
 
 def test_teacher_teaches(g: torch.Generator):
-    """Six images with six targets: the loss falls from about 0.5 log 6 to its bound, reached where f_i is g_i less the mean of the targets."""
+    """Six images with six targets: the loss falls from about 0.5 log 6 to its bound, where f_i is g_i less the mean target."""
     torch.manual_seed(0)
     teacher = Teacher(dim=4, target_dim=6, grid=2, width=16, heads=2)
     values, targets = torch.randn(6, 2, 2, 4, generator=g), torch.eye(6)

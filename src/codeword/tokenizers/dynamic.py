@@ -12,6 +12,7 @@ gradient is what the other branch would change; the published one multiplies onl
 
 A code is a sequence: coarse tokens in raster order, then fine tokens in raster order of the fine grid, each with its position
 (grid 0 or 1, row, column). ``pack`` and ``unpack`` are inverse to each other; every cell is covered exactly once or ``unpack`` refuses.
+A batch is padded to its longest code, with a mask; ``singles`` gives each image's own, as shards keep them, ``joined`` the batch again.
 Positions cost what the gate map costs, h w bits an image, or less when coded (``code_bits``): both are counted. Two grids only; the
 published three-grid variant is not here.
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -134,8 +135,10 @@ class DynamicTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
-        """Images (b, channels, size, size), float32 in [0, 1]. FormatError("fingerprint") for tokens of another tokenizer, ShapeError
-        where they do not cover every cell exactly once."""
+        """Images (b, channels, size, size), float32 in [0, 1], of a batch or, without its first axis, of one image. FormatError
+        ("fingerprint") for tokens of another tokenizer, ShapeError where they do not cover every cell exactly once."""
+        if tokens.indices.ndim == 2:
+            return self.decode(joined([tokens]))[0]
         if tokens.fingerprint != self.fingerprint:
             raise FormatError("fingerprint", f"these tokens were made by tokenizer {tokens.fingerprint}, not by {self.fingerprint}")
         if tokens.positions is None or tokens.mask is None:
@@ -270,6 +273,31 @@ class DynamicTokenizer(nn.Module):
 
 
 # ---------------------------------------------------------------------- sequences
+
+
+def singles(tokens: Tokens) -> list[Tokens]:
+    """Each image's tokens (n_i, positions) without padding, mask and batch axis."""
+    if tokens.mask is None or tokens.positions is None or tokens.mask.ndim != 2:
+        raise ShapeError("singles needs a batch of tokens with positions and a mask")
+    return [tokens._replace(indices=indices[:n], positions=positions[:n], mask=None)
+            for indices, positions, n in zip(tokens.indices, tokens.positions, tokens.mask.sum(1).tolist())]
+
+
+def joined(items: Sequence[Tokens]) -> Tokens:
+    """Inverse of ``singles``: a padded batch of the items of one tokenizer."""
+    if not items or any(item.positions is None or item.layout != items[0].layout or item.fingerprint != items[0].fingerprint
+                        or item.indices.ndim != 2 for item in items):
+        raise ShapeError("joined needs at least one item, each of the same tokenizer and layout, with positions and no batch axis")
+    longest = max(len(item.indices) for item in items)
+    indices = items[0].indices.new_zeros(len(items), longest, items[0].indices.shape[1])
+    positions = torch.zeros(len(items), longest, 3, dtype=torch.int32, device=indices.device)
+    mask = torch.zeros(len(items), longest, dtype=torch.bool, device=indices.device)
+    for i, item in enumerate(items):
+        n = len(item.indices)
+        assert item.positions is not None
+        indices[i, :n], positions[i, :n] = item.indices, item.positions
+        mask[i, :n] = True if item.mask is None else item.mask
+    return items[0]._replace(indices=indices, positions=positions, mask=mask)
 
 
 def repeated(x: Tensor) -> Tensor:
