@@ -16,7 +16,8 @@ import codeword
 from codeword import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
 from codeword.nets.dynamic import PositionalDecoder, TwoGridEncoder, fourier_features
 from codeword.nets.router import EntropyRouter, FeatureRouter, RandomRouter, budget_loss, cell_entropy, make_router
-from codeword.tokenizers.dynamic import DynamicTokenizer, adaptive_bits, joined, pack, repeated, singles, taken, unpack
+from codeword.tokenizers.dynamic import DynamicTokenizer
+from codeword.tokenizers.dynamic_codes import adaptive_bits, joined, pack, repeated, singles, taken, unpack
 from codeword.tokenizers.shards import TokenShards, TokenWriter
 
 SMALL = dict(channels=1, size=16, dim=4, width=4, multipliers=[1, 1, 1])
@@ -281,26 +282,45 @@ def test_router_gradient_is_what_the_other_branch_would_change(pictures: Tensor,
 def test_budget_is_reached(fraction: float, pictures: Tensor):
     """A short training on real pictures: the share of fine cells comes to its target, in training, in inference too where no clump of
     blank cells lies at the threshold, and the error falls."""
-    model = build(SPECS[1], "features", pictures, fraction=fraction)
-    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
-    g = torch.Generator().manual_seed(0)
-    shares, errors = [], []
-    for _ in range(80):
-        x = pictures[torch.randint(80, (12,), generator=g)]
-        out = model(x)
-        error = (out.values - x).square().mean()
-        optimizer.zero_grad()
-        (error + out.loss).backward()
-        optimizer.step()
-        model.update(out)
-        shares.append(float(out.stats["fine"]))
-        errors.append(float(error.detach()))
+    torch.manual_seed(0)
+    model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), fraction=fraction, **SMALL)
+    history = model.fit(pictures, steps=80, batch_size=12, learning_rate=6e-3)
+    shares, errors = ([row[key] for row in history] for key in ("fine", "l2"))
     assert np.mean(shares[-20:]) == pytest.approx(fraction, abs=0.06)
     assert np.mean(errors[-10:]) < 0.75 * float(pictures.var()) and np.mean(errors[-10:]) < 0.5 * errors[0]
-    model.eval()
     out = model(pictures)
     if fraction < 0.5:
         assert float(out.stats["fine"]) == pytest.approx(fraction, abs=0.1)
+
+
+def test_fit_repeats_itself(pictures: Tensor):
+    """The same seed, the same tokenizer, whatever random numbers were drawn before; the caller's own are left alone."""
+    prints = []
+    for noise in (0, 5):
+        torch.manual_seed(1)
+        model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), **SMALL)
+        torch.rand(noise)
+        state = torch.get_rng_state()
+        model.fit(pictures, steps=3, batch_size=8, seed=2)
+        assert torch.equal(torch.get_rng_state(), state)
+        prints.append(model.fingerprint)
+    assert prints[0] == prints[1]
+    with pytest.raises(CodewordError, match="steps=0"):
+        model.fit(pictures, steps=0)
+    with pytest.raises(Unsupported, match="likelihood"):
+        model.fit(pictures, steps=1, weights={"logit_laplace": 1.0})
+
+
+def test_compiled_equals_eager(pictures: Tensor):
+    """One graph, no breaks, the same numbers."""
+    model = build(SPECS[1], "features", pictures)
+    torch.manual_seed(3)
+    expected = model(pictures[:4])
+    torch.manual_seed(3)
+    got = torch.compile(model, backend="aot_eager", fullgraph=True)(pictures[:4])
+    torch._dynamo.reset()
+    assert torch.equal(got.gates, expected.gates) and torch.allclose(got.values, expected.values, atol=1e-5)
+    assert torch.allclose(got.loss, expected.loss, rtol=1e-5)
 
 
 def test_bits_count_the_gates(pictures: Tensor):

@@ -10,11 +10,11 @@ of its losses, averages and usage. (The published code repeats it 2 x 2 first an
 its codebook, which lean to backgrounds.) Where a branch is not taken its latent enters z^ with gate zero and as it is, so the router's
 gradient is what the other branch would change; the published one multiplies only what was taken.
 
-A code is a sequence: coarse tokens in raster order, then fine tokens in raster order of the fine grid, each with its position
-(grid 0 or 1, row, column). ``pack`` and ``unpack`` are inverse to each other; every cell is covered exactly once or ``unpack`` refuses.
-A batch is padded to its longest code, with a mask; ``singles`` gives each image's own, as shards keep them, ``joined`` the batch again.
-Positions cost what the gate map costs, h w bits an image, or less when coded (``code_bits``): both are counted. Two grids only; the
-published three-grid variant is not here.
+A code is a sequence of tokens with positions (``dynamic_codes.py``), which cost what the gate map costs, h w bits an image, or less
+when coded: ``code_bits`` counts both. Two grids only; the published three-grid variant is not here.
+
+``fit`` is the bare training loop: Adam, cosine schedule, losses of ``nets/pixel_losses.py``. Another loop calls forward, adds ``out.loss``
+to its own losses, and calls ``update(out)`` after the optimizer's step.
 
 One file holds it all, as for ``ImageTokenizer``. Images are (b, channels, size, size), floats in [0, 1] or uint8.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -37,12 +37,17 @@ from codeword.io import canonical, objects
 from codeword.io.canonical import LIMITS, Limits
 from codeword.io.tensors import read_tensors, write_tensors
 from codeword.nets.dynamic import PositionalDecoder, TwoGridEncoder
+from codeword.nets.pixel_losses import ImageLoss
 from codeword.nets.router import Routed, budget_loss, make_router
+from codeword.parts import training
 from codeword.quantizer import Codes, Quantized, Quantizer, Report
+from codeword.tokenizers.dynamic_codes import adaptive_bits, joined, pack, repeated, taken, unpack
 from codeword.tokenizers.tokens import Layout, Tokens
 
 KIND = "dynamic_tokenizer"
 MAX_SIDE, MAX_WIDTH = 1 << 12, 4096
+START_IMAGES = 512
+"""Images that ``fit`` starts router and quantizer on."""
 _CONFIG = {"attention": bool, "blocks": int, "budget": float, "channels": int, "fraction": float, "multipliers": list, "router": str,
            "seed": int, "size": int, "width": int}
 
@@ -118,6 +123,39 @@ class DynamicTokenizer(nn.Module):
         if self.router.learned:
             self.router.follow(out.stats["router"])  # type: ignore[operator]
         return self.quantizer.update(out.quantized)
+
+    def fit(self, images: Tensor, *, steps: int, batch_size: int = 64, learning_rate: float = 1e-3, seed: int = 0,
+            weights: Mapping[str, float] | None = None) -> list[dict[str, float]]:
+        """``start``, then ``steps`` of Adam on ``images`` (n, channels, size, size); the rate rises over the first twentieth and falls by a
+        cosine. ``weights``: of ``ImageLoss``, l2 by default. Returns the losses and the share of fine cells of each step."""
+        if not len(images) or steps < 1 or batch_size < 1 or not 0 < learning_rate < math.inf:
+            raise CodewordError(f"fit got {len(images)} images, steps={steps}, batch_size={batch_size}, learning_rate={learning_rate}; "
+                                "positive numbers are needed")
+        objective = ImageLoss(weights={"l2": 1.0} if weights is None else weights)
+        if objective.likelihood:
+            raise Unsupported("a dynamic tokenizer's decoder says pixels, no likelihood: logit_laplace needs twice its channels")
+        self.train()
+        objective.to(self.quantizer.device)
+        history = []
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(seed)
+            self.start(images[:max(1, min(len(images), START_IMAGES))])
+            optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=learning_rate)
+            for step, batch in enumerate(training.minibatches(len(images), batch_size, steps, seed)):
+                factor = min((step + 1) / max(1.0, steps / 20), 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * factor
+                x = self.pixels(images[batch.to(images.device)])
+                out = self(x)
+                found = objective(out.values, x)
+                optimizer.zero_grad()
+                (found.total + out.loss).backward()
+                optimizer.step()
+                self.update(out)
+                history.append({**{name: float(value) for name, value in found.terms.items()}, "model": float(out.loss.detach()),
+                                "fine": float(out.stats["fine"])})
+        self.eval()
+        return history
 
     # ------------------------------------------------------------------ use
 
@@ -270,99 +308,3 @@ class DynamicTokenizer(nn.Module):
         if self.router_kind == "random":
             self.router.draws = torch.zeros(2, self.cells, self.cells)
             self.router.rebuild()  # type: ignore[operator]
-
-
-# ---------------------------------------------------------------------- sequences
-
-
-def singles(tokens: Tokens) -> list[Tokens]:
-    """Each image's tokens (n_i, positions) without padding, mask and batch axis."""
-    if tokens.mask is None or tokens.positions is None or tokens.mask.ndim != 2:
-        raise ShapeError("singles needs a batch of tokens with positions and a mask")
-    return [tokens._replace(indices=indices[:n], positions=positions[:n], mask=None)
-            for indices, positions, n in zip(tokens.indices, tokens.positions, tokens.mask.sum(1).tolist())]
-
-
-def joined(items: Sequence[Tokens]) -> Tokens:
-    """Inverse of ``singles``: a padded batch of the items of one tokenizer."""
-    if not items or any(item.positions is None or item.layout != items[0].layout or item.fingerprint != items[0].fingerprint
-                        or item.indices.ndim != 2 for item in items):
-        raise ShapeError("joined needs at least one item, each of the same tokenizer and layout, with positions and no batch axis")
-    longest = max(len(item.indices) for item in items)
-    indices = items[0].indices.new_zeros(len(items), longest, items[0].indices.shape[1])
-    positions = torch.zeros(len(items), longest, 3, dtype=torch.int32, device=indices.device)
-    mask = torch.zeros(len(items), longest, dtype=torch.bool, device=indices.device)
-    for i, item in enumerate(items):
-        n = len(item.indices)
-        assert item.positions is not None
-        indices[i, :n], positions[i, :n] = item.indices, item.positions
-        mask[i, :n] = True if item.mask is None else item.mask
-    return items[0]._replace(indices=indices, positions=positions, mask=mask)
-
-
-def repeated(x: Tensor) -> Tensor:
-    """Each place of (b, c, h, w) four times: (b, c, 2h, 2w)."""
-    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-
-
-def taken(gates: Tensor) -> Tensor:
-    """bool (b, h w + 4 h w): which places of the coarse grid, then of the fine one, have a token."""
-    fine = gates > 0
-    return torch.cat((~fine.flatten(1), repeated(fine.unsqueeze(1)).flatten(1)), 1)
-
-
-def pack(fine: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gates (b, h, w) bool and indices (b, h w + 4 h w, positions) of both grids -> indices (b, n, positions), positions (b, n, 3) int32 as
-    (grid, row, column), mask (b, n); n the longest code, shorter ones are filled with zeros."""
-    b, h, w = fine.shape
-    keep = taken(fine)
-    if indices.ndim != 3 or indices.shape[:2] != keep.shape:
-        raise ShapeError(f"pack got indices {tuple(indices.shape)} for gates {tuple(fine.shape)}; ({b}, {5 * h * w}, positions) is needed")
-    lengths = keep.sum(1)
-    longest = int(lengths.max()) if b else 0
-    order = torch.argsort(~keep, dim=1, stable=True)[:, :longest]                       # kept places first, in their order
-    mask = torch.arange(longest, device=fine.device) < lengths.unsqueeze(1)
-    packed = torch.where(mask.unsqueeze(2), indices.long().gather(1, order.unsqueeze(2).expand(-1, -1, indices.shape[2])), 0)
-    place = torch.where(order < h * w, order, order - h * w)
-    side = torch.where(order < h * w, w, 2 * w)
-    positions = torch.stack(((order >= h * w).long(), place // side, place % side), 2) * mask.unsqueeze(2)
-    return packed.to(indices.dtype), positions.to(torch.int32), mask
-
-
-def unpack(indices: Tensor, positions: Tensor, mask: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Inverse of ``pack`` on ``cells`` x ``cells`` cells, in whatever order the tokens come: gates (b, cells, cells) bool and indices
-    (b, 5 cells^2, positions), zero where there is no token. ShapeError unless every cell has one coarse or all four fine tokens, once."""
-    b, n = mask.shape if mask.ndim == 2 else (0, 0)
-    if mask.ndim != 2 or indices.ndim != 3 or indices.shape[:2] != (b, n) or positions.shape != (b, n, 3):
-        raise ShapeError(f"got indices {tuple(indices.shape)}, positions {tuple(positions.shape)}, mask {tuple(mask.shape)}; "
-                         "(b, n, positions), (b, n, 3), (b, n) are needed")
-    keep = mask.to(torch.bool)
-    grid, row, column = (part.squeeze(2) for part in positions.long().split(1, 2))
-    side = torch.where(grid == 0, cells, 2 * cells)
-    if bool((((grid < 0) | (grid > 1) | (row < 0) | (row >= side) | (column < 0) | (column >= side)) & keep).any()):
-        raise ShapeError(f"a token lies outside the grids of {cells} x {cells} and {2 * cells} x {2 * cells} places")
-    place = torch.where(grid == 0, row * cells + column, cells * cells + row * side + column)
-    images = torch.arange(b, device=mask.device).unsqueeze(1).expand(-1, n)
-    counts = torch.zeros(b, 5 * cells * cells, dtype=torch.int64, device=mask.device)
-    counts.index_put_((images[keep], place[keep]), torch.ones((), dtype=torch.int64, device=mask.device), accumulate=True)
-    fine = counts[:, :cells * cells].reshape(b, cells, cells) == 0
-    if bool((counts != taken(fine).long()).any()):
-        at = (counts != taken(fine).long()).nonzero()[0]
-        raise ShapeError(f"image {int(at[0])} has a cell without exactly one coarse or four fine tokens (place {int(at[1])} of both grids)")
-    dense = torch.zeros(b, 5 * cells * cells, indices.shape[2], dtype=torch.int64, device=mask.device)
-    dense[images[keep], place[keep]] = indices.long()[keep]
-    return fine, dense.to(indices.dtype)
-
-
-def adaptive_bits(fine: Tensor) -> float:
-    """Bits of gate maps (b, h, w) bool by an adaptive binary coder (Krichevsky, Trofimov 1981) with one estimate for each state of the
-    neighbours left, above and above left (coarse outside). Nothing is sent beside them: the estimates start at 1/2 and follow."""
-    if not fine.numel():
-        return 0.0
-    padded = torch.nn.functional.pad(fine.long().cpu(), (1, 0, 1, 0))
-    context = padded[:, 1:, :-1] + 2 * padded[:, :-1, 1:] + 4 * padded[:, :-1, :-1]
-    counts = torch.zeros(8, 2, dtype=torch.float64)
-    counts.index_put_((context.flatten(), fine.long().cpu().flatten()), torch.ones((), dtype=torch.float64), accumulate=True)
-    # The product of (n_s + 1/2) / (n + 1) over a sequence depends on its counts only.
-    nats = torch.lgamma(counts.sum(1) + 1) - torch.lgamma(counts + 0.5).sum(1) + math.log(math.pi)
-    return float(nats.sum() / math.log(2))
