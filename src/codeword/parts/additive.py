@@ -23,6 +23,7 @@ from codeword.errors import CodewordError, Unsupported
 from codeword.ops.additive import MOST_CODEBOOKS, WIDTH
 from codeword.parts import random
 from codeword.parts import rows as row_sums
+from codeword.parts.codebook import center
 from codeword.parts.kmeans import ROWS_PER_CENTROID
 from codeword.parts.progressive import progressive_kmeans
 from codeword.parts.threads import one_thread
@@ -82,8 +83,8 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
     """Of float32 ``codebooks`` (M, K, d), for searching positions ``first`` and up; every entry is a float64 sum rounded once."""
     books = codebooks.detach().double()
     count, size, dim = books.shape
-    center = _center(codebooks[0].detach())
-    books = torch.cat((books[:1] - center.double(), books[1:]))
+    middle = center(codebooks[0].detach())
+    books = torch.cat((books[:1] - middle.double(), books[1:]))
     exponent = _exponent(books) if exponent is None else exponent
     books = torch.ldexp(books, torch.tensor(-exponent)).float()
     fill = padded(size) - size
@@ -91,7 +92,7 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
     gram = books.new_empty(count - first, count, size, size + fill)
     for m in range(first, count):
         gram[m - first] = torch.nn.functional.pad(ops.project(books.reshape(-1, dim), books[m]), (0, fill)).unflatten(0, (count, size))
-    return Tables(books, center, exponent, half, gram)
+    return Tables(books, middle, exponent, half, gram)
 
 
 class Remembered:
@@ -244,11 +245,6 @@ def _meetings(codes: Tensor, size: int, weights: Tensor | None) -> Tensor:
             normal[other, :, m] = pairs.reshape(size, size)
             normal[m, :, other] = normal[other, :, m].mT
     return normal.reshape(count * size, count * size)
-
-
-def _center(book: Tensor) -> Tensor:
-    label = torch.zeros(len(book), dtype=torch.int64, device=book.device)
-    return (ops.segment_sum(book, label, 1)[0][0] / len(book)).float()
 
 
 def _exponent(books: Tensor) -> int:

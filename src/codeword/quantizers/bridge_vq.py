@@ -122,7 +122,7 @@ class BridgeVQ(Quantizer):
         indices = ops.nearest(rows, codebook).indices
         chosen = ops.gather(codebook, indices)
         pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
-        loss = self.commitment * commit + (0.0 if gradients.moves_codewords(self.estimator) else pull)
+        loss = self.commitment * commit + (pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}
         return passed(self.estimator, rows, chosen, training=self.training), indices.unsqueeze(1), None, loss, stats

@@ -92,7 +92,7 @@ class CosineVQ(Quantizer):
         chosen = ops.gather(codebook, indices) if whole else directions(ops.gather(self.codebook, indices))
         pull, commit = codebook_term(u, chosen, keep), commitment_term(u, chosen, keep)
         loss = self.commitment * commit
-        if self.learning == "gradient" and not gradients.moves_codewords(self.estimator):
+        if self.learning == "gradient" and gradients.needs_codebook_term(self.estimator):
             loss = loss + pull
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **self.upkeep.statistics(u, indices, keep)}

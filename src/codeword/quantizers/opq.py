@@ -31,7 +31,7 @@ from codeword import ops
 from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
 from codeword.parts.pca import pca
-from codeword.quantizer import Codes, Packed, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Report
 
 SAMPLE = 1 << 16
 """Rows that are learned from, at most, or 256 a codeword where that is more."""
@@ -45,7 +45,7 @@ FINISH = 4
 """Steps of k-means at the end, under the final rotation."""
 
 
-class OPQ(Quantizer):
+class OPQ(lookup.Lookup):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: rounds; seed."""
 
     takes_metric = True
@@ -103,24 +103,7 @@ class OPQ(Quantizer):
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
-        indices = torch.as_tensor(codes.indices)
-        terms = None
-        if given is not None:
-            values = self._decode(indices.to(torch.int64), None)
-            terms = 2 * (values.double() * given.double()).sum(1)
-        return lookup.pack(indices, self.levels, terms)
-
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
+        return lookup.pack_slices(self, codes, given)
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K) of the rotated queries, as PQ's."""
@@ -128,13 +111,6 @@ class OPQ(Quantizer):
 
     def recipe(self, metric: str) -> Recipe:
         return lookup.slice_recipe(self.codebooks, metric, self.name, self.rotation)
-
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
 
     # ------------------------------------------------------------------ fitting
 

@@ -112,7 +112,7 @@ class ProjectedVQ(Quantizer):
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         indices, chosen = self._nearest(rows)
         pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
-        loss = self.commitment * commit + (0.0 if gradients.moves_codewords(self.estimator) else self.pull * pull)
+        loss = self.commitment * commit + (self.pull * pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}
         return passed(self.estimator, rows, chosen, training=self.training), indices.unsqueeze(1), None, loss, stats
