@@ -36,6 +36,6 @@ from codeword.ops.lut_blocks import lut_scan, lut_tables
 
 __all__ = [
     "INDEX_DTYPES", "Nearest", "SegmentSum", "States", "Tracker", "additive_search", "adjust_code", "available", "bit_scan",
-    "choice", "choices", "e8_nearest", "empty_states", "gather", "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info", "nearest",
-    "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
+    "choice", "choices", "e8_nearest", "empty_states", "gather", "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info",
+    "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
 ]
