@@ -17,7 +17,7 @@ from codeword.ops.triton.nearest import device_of
 COLUMNS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["d"])
 def segment_kernel(x, weights, order, starts, sums, counts, out, d, WEIGHTED: tl.constexpr, ADD: tl.constexpr, COLUMNS: tl.constexpr):
     """One label, some columns. ADD: on top of sums and counts (float64); else out (float32) gets the sum."""
     label = tl.program_id(0).to(tl.int64)
