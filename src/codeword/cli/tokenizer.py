@@ -59,9 +59,9 @@ def train(source: ImagesArgument,
           learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 1e-3,
           schedule: Annotated[str, typer.Option(help="linear, cosine or constant: how the rate falls.")] = "linear",
           warmup: Annotated[int, typer.Option(help="Steps of rising rate.", min=0)] = 100,
-          pixel: Annotated[str, typer.Option(help="l1 or l2: the pixel loss.")] = "l2",
-          perceptual: Annotated[float, typer.Option(help="Weight of the perceptual loss.", min=0)] = 0.0,
+          loss: Annotated[str, typer.Option(help="Weights of l1, l2, logit_laplace and perceptual, e.g. l2=4,perceptual=0.2.")] = "l2=4",
           gan: Annotated[float, typer.Option(help="Weight of the discriminator's approval; 0: no discriminator.", min=0)] = 0.0,
+          discriminator: Annotated[str, typer.Option(help="patch or style.")] = "patch",
           gan_start: Annotated[float, typer.Option(help="Share of the run before the discriminator joins.", min=0, max=1)] = 0.3,
           ema: Annotated[float, typer.Option(help="Decay of the averaged weights.", min=0)] = 0.999,
           start: Annotated[str, typer.Option(help="data: fit the quantizer on first latents; random: as papers start it.")] = "data",
@@ -81,8 +81,8 @@ def train(source: ImagesArgument,
     images, held_out = _training_images(source, valid, channels, seed)
     side = image_size or _usual_size(images)
     settings = Settings(quantizer=_spec(quantizer, codebook_size), network=network, size=side, channels=images.channels, dim=dim,
-                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, pixel=pixel,
-                        perceptual=perceptual, gan=gan, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
+                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
+                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
     limits = Limits(steps=steps, minutes=minutes if minutes is not None or steps is not None else 10.0, eval_every=eval_every)
     began = time.perf_counter()
     with progress("train", 1.0, as_json) as advance:
