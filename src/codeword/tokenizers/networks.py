@@ -18,8 +18,8 @@ from codeword import catalog
 from codeword.errors import CodewordError
 from codeword.nets import conv, vit, vqgan
 
-MAX_WIDTH, MAX_DEPTH = 4096, 64
-"""Widest layer and most layers a file may ask for."""
+MAX_WIDTH, MAX_DEPTH, MAX_BLOCKS = 4096, 64, 16
+"""Widest layer, most layers, and most blocks a level that a file may ask for."""
 
 
 class Network(NamedTuple):
@@ -89,7 +89,7 @@ def build(spec: str, *, channels: int, outputs: int, dim: int, size: int) -> Net
 
 def _check_option(name: str, key: str, value: Any, default: Any) -> None:
     items = value if isinstance(value, list) else [value]
-    most = MAX_WIDTH if key == "width" else MAX_DEPTH
+    most = {"width": MAX_WIDTH, "blocks": MAX_BLOCKS}.get(key, MAX_DEPTH)
     if isinstance(default, bool):
         good = isinstance(value, bool)
     else:

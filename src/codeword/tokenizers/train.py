@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,28 @@ def train(images: Images, valid: Images, settings: Settings, limits: Limits, fol
     finally:
         if job:
             job.close()
+
+
+def estimate(images: Images, valid: Images, settings: Settings, limits: Limits) -> dict[str, Any]:
+    """What a run would take, from three steps of it on one device: duration, memory, bytes on the disk. Writes nothing."""
+    import resource
+    settings.check()
+    settings = dataclasses.replace(settings, start="random" if settings.quantizer.startswith(("vq", "simvq")) else settings.start)
+    run = Run(images, valid, settings, limits, Path(), start_fabric(settings), True, False)
+    run.total, durations = 1 << 20, []
+    for t in range(3):
+        batch = from_bytes(run.batches.batch(t).to(run.fabric.device))
+        began = time.perf_counter()
+        run.train_step(batch)
+        run.step += 1
+        durations.append(time.perf_counter() - began)
+    each = min(durations)
+    steps = limits.steps or max(1, round(60 * (limits.minutes or 0) * (1 - RESERVE) / each))
+    own = sum(t.numel() * t.element_size() for t in run.tokenizer.state_dict().values())
+    cached = min(run.batches.cache_bytes, len(images) * settings.size**2 * images.channels)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"parameters": sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad), "steps": steps, "step_seconds": each,
+            "seconds": each * steps, "memory_bytes": peak + cached, "bytes": 5 * own, "bits_per_pixel": run.tokenizer.bits_per_pixel}
 
 
 def start_fabric(settings: Settings, devices: str | int = 1, accelerator: str = "auto") -> Any:
