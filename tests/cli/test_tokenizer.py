@@ -93,7 +93,7 @@ def test_from_a_folder_of_pictures_to_a_page(cli: Any, here: Path) -> None:
 
     cli("tokenizer", "report", "tok", "photos")
     page = (here / "tok/report.html").read_text()
-    assert page.count("<svg") == 3 and "data:image/png;base64," in page and "src=\"http" not in page and "nan" not in page.lower().split("<svg")[0]
+    assert page.count("<svg") == 3 and "data:image/png;base64," in page and "src=\"http" not in page and ">nan" not in page
 
 
 def test_labels_and_names_go_into_the_shards(cli: Any) -> None:
@@ -139,7 +139,7 @@ def test_an_interrupted_encode_resumes_to_the_same_bytes(cli: Any, here: Path, m
     _, err = cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", code=2)
     assert "--resume" in err
     _, err = cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", "--resume", "--size", 8, code=2)
-    assert "other options" in err
+    assert "other images, or other options" in err
     assert summary(cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", "--resume", "--json"))["images_resumed"] == 16
     files = {path.name: path.read_bytes() for path in (here / "quiet").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (here / "tokens").iterdir()}
@@ -164,11 +164,11 @@ def test_bad_files_are_named_and_left_out_only_when_told(cli: Any, here: Path) -
     (("--quantizer", "rabitq:code_bits=2"), "tokens are indices alone"), (("--loss", "l3=1"), "loss is 'l3=1'"), (("--gan", "-1"), "--gan"),
     (("--schedule", "step"), "shape is 'step'"), (("--start", "warm"), "start is 'warm'"), (("--precision", "8"), "precision is '8'"),
     (("--quantizer", "fsq:grid=4x4"), "--codebook-size does not go with"), (("--learning-rate", "0"), "learning_rate is 0"),
-    (("--network", "vit:patch=5"), "vit"), (("--size", "10"), "divide"), (("--accelerator", "abacus"), "abacus"),
+    (("--network", "vit:patch=5"), "patch=5"), (("--size", "10"), "divide"), (("--accelerator", "abacus"), "abacus"),
 ])
 def test_what_cannot_be_is_said_in_a_sentence_and_leaves_nothing(cli: Any, here: Path, words: tuple[str, ...], what: str) -> None:
     base = [word for word in TRAIN]
-    for key in words[::2]:
+    for key in (*words[::2], *(("--codebook-size",) if words[1].startswith("rabitq") else ())):
         if key in base:
             at = base.index(key)
             del base[at:at + 2]
@@ -204,4 +204,4 @@ def test_two_ranks_train_one_codebook(here: Path) -> None:
     found = json.loads(out.splitlines()[-1])
     assert found["steps"] == 4 and out.count('"fingerprint"') == 1
     from codeword.tokenizers.image import ImageTokenizer
-    assert ImageTokenizer.load(here / "tok").fingerprint == found["fingerprint"] if False else ImageTokenizer.load(here / "tok/tokenizer.cw")
+    assert ImageTokenizer.load(here / "tok/tokenizer.cw").fingerprint == found["fingerprint"]

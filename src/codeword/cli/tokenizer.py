@@ -23,7 +23,7 @@ ImagesArgument = Annotated[str, typer.Argument(
 TokenizerArgument = Annotated[Path, typer.Argument(metavar="TOKENIZER", show_default=False,
                                                    help="Folder written by codeword tokenizer train, or the tokenizer.cw in it.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")]
-Size = Annotated[int | None, typer.Option(help="Scale and crop images to squares of this side; default: as trained.", min=1)]
+Size = Annotated[int | None, typer.Option("--size", help="Scale and crop images to squares of this side; default: as trained.", min=1)]
 
 ENCODE_ITEMS = 512
 """Images of one segment of token shards: what a kill loses at most."""

@@ -57,6 +57,8 @@ class ImageTokenizer(nn.Module):
             raise Unsupported(f"{made.name} keeps {made.side_count} floats beside its indices; tokens are indices alone: take another quantizer")
         self.network, self.channels, self.size, self.likelihood = networks.canonical_spec(network), channels, size, likelihood
         built = networks.build(self.network, channels=channels, outputs=2 * channels if likelihood else channels, dim=made.dim, size=size)
+        if size % built.factor:
+            raise CodewordError(f"images of {size} pixels cannot be trained on: the factor {built.factor} of {self.network} does not divide them")
         self.factor, self._only_size = built.factor, built.size
         self.encoder, self.quantizer, self.decoder = built.encoder, made, built.decoder
         self.about: dict[str, Any] = {}

@@ -287,9 +287,10 @@ class Run:
                     self._plan()
                 last = self._over()
                 row = None
-                if recorder and (self.step % limits.log_every == 0 or last or self.step == 1):
+                looking = self.step % limits.eval_every == 0 or last
+                if recorder and (looking or self.step % limits.log_every == 0 or self.step == 1):
                     row = recorder.note()
-                if recorder and (self.step % limits.eval_every == 0 or last):
+                if recorder and looking:
                     recorder.look()
                 if self._agree(bool(stop)):
                     interrupted = not last
