@@ -23,7 +23,7 @@ ImagesArgument = Annotated[str, typer.Argument(
 TokenizerArgument = Annotated[Path, typer.Argument(metavar="TOKENIZER", show_default=False,
                                                    help="Folder written by codeword tokenizer train, or the tokenizer.cw in it.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")]
-Size = Annotated[int | None, typer.Option(help="Scale and crop images to squares of this side; default: as trained.", min=1)]
+Size = Annotated[int | None, typer.Option("--size", help="Scale and crop images to squares of this side; default: as trained.", min=1)]
 
 ENCODE_ITEMS = 512
 """Images of one segment of token shards: what a kill loses at most."""
@@ -59,9 +59,9 @@ def train(source: ImagesArgument,
           learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 1e-3,
           schedule: Annotated[str, typer.Option(help="linear, cosine or constant: how the rate falls.")] = "linear",
           warmup: Annotated[int, typer.Option(help="Steps of rising rate.", min=0)] = 100,
-          pixel: Annotated[str, typer.Option(help="l1 or l2: the pixel loss.")] = "l2",
-          perceptual: Annotated[float, typer.Option(help="Weight of the perceptual loss.", min=0)] = 0.0,
+          loss: Annotated[str, typer.Option(help="Weights of l1, l2, logit_laplace and perceptual, e.g. l2=4,perceptual=0.2.")] = "l2=4",
           gan: Annotated[float, typer.Option(help="Weight of the discriminator's approval; 0: no discriminator.", min=0)] = 0.0,
+          discriminator: Annotated[str, typer.Option(help="patch or style.")] = "patch",
           gan_start: Annotated[float, typer.Option(help="Share of the run before the discriminator joins.", min=0, max=1)] = 0.3,
           ema: Annotated[float, typer.Option(help="Decay of the averaged weights.", min=0)] = 0.999,
           start: Annotated[str, typer.Option(help="data: fit the quantizer on first latents; random: as papers start it.")] = "data",
@@ -81,9 +81,11 @@ def train(source: ImagesArgument,
     images, held_out = _training_images(source, valid, channels, seed)
     side = image_size or _usual_size(images)
     settings = Settings(quantizer=_spec(quantizer, codebook_size), network=network, size=side, channels=images.channels, dim=dim,
-                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, pixel=pixel,
-                        perceptual=perceptual, gan=gan, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
+                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
+                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
     limits = Limits(steps=steps, minutes=minutes if minutes is not None or steps is not None else 10.0, eval_every=eval_every)
+    if dry_run:
+        return _train_estimate(images, held_out, settings, limits, as_json)
     began = time.perf_counter()
     with progress("train", 1.0, as_json) as advance:
         done = [0.0]
@@ -92,6 +94,8 @@ def train(source: ImagesArgument,
             share = now.step / now.total if now.total else 0.0
             advance(share - done[0])
             done[0] = share
+            if now.row is not None and "valid_psnr" in now.row and not as_json:
+                note(_step_line(now))
         outcome = run(images, held_out, settings, limits, out, resume=resume, skip_bad=skip_bad, devices=devices, accelerator=accelerator,
                       tensorboard=tensorboard, watch=watch)
     if outcome.interrupted:
@@ -102,7 +106,30 @@ def train(source: ImagesArgument,
                "seconds": time.perf_counter() - began, "psnr": last.get("valid_psnr"), "usage": last["usage"], "bad": outcome.bad}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{summary['tokenizer']}, fingerprint {summary['fingerprint']}",
-        "trained": f"{count(outcome.steps, 'step')} in {summary['seconds']:.0f} s"}))
+        "trained": f"{count(outcome.steps, 'step')} of {count(settings.batch_size, 'image')} in {_duration(summary['seconds'])}",
+        "held out": f"PSNR {last['valid_psnr']:.2f} dB" if "valid_psnr" in last else "not looked at",
+        "codebook": f"{100 * last['usage']:.1f} % in use, perplexity {last['perplexity']:,.0f}, over the last steps",
+        "stores": f"{outcome.tokenizer.bits_per_pixel:.3f} bits a pixel",
+        **({"left out": _some(outcome.bad)} if outcome.bad else {}),
+        "see": f"{out / 'samples'}, and codeword tokenizer report {out} IMAGES"}))
+
+
+def _step_line(now: Any) -> str:
+    row = now.row
+    return (f"step {now.step:>6,} of {now.total:,}  {_duration(now.seconds):>8}  PSNR {row['valid_psnr']:.2f} dB  "
+            f"loss {row['loss']:.4f}  {100 * row['usage']:.0f} % of the codebook in use")
+
+
+def _train_estimate(images: Images, held_out: Images, settings: Any, limits: Any, as_json: bool) -> None:
+    from codeword.tokenizers.train import estimate
+    found = estimate(images, held_out, settings, limits)
+    emit(found, as_json, lambda: pairs({
+        "would train": f"{count(found['parameters'], 'parameter')} on {count(len(images), 'image')} of {settings.size} × {settings.size}, "
+                       f"holding {count(len(held_out))} out",
+        "would take": f"{count(found['steps'], 'step')} of about {1000 * found['step_seconds']:.0f} ms: {_duration(found['seconds'])}, "
+                      f"and {size(found['memory_bytes'])} of memory",
+        "would write": f"{size(found['bytes'])}",
+        "would store": f"{found['bits_per_pixel']:.3f} bits a pixel"}))
 
 
 def encode(tokenizer: TokenizerArgument, source: ImagesArgument,

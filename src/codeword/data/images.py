@@ -339,6 +339,8 @@ def decode(data: bytes, name: str, channels: int | None = None) -> np.ndarray:
             array = np.asarray(image.convert("L" if grey else "RGB"))
     except (FormatError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise FormatError("limit", f"{name} has more pixels than the {MAX_PIXELS} that are decoded") from None
     except Exception as error:  # pillow's decoders raise whatever they like on damaged data
         raise FormatError("value", f"{name} cannot be decoded: {str(error)[:160] or type(error).__name__}") from None
     return array[..., None] if array.ndim == 2 else array
@@ -385,7 +387,7 @@ class Batches:
         self.rank, self.world = rank, world
         self.bad: dict[int, Bad] = {}
         self._cache: list[np.ndarray | None] = [None] * len(images)
-        self._room = cache_bytes
+        self.cache_bytes, self._room = cache_bytes, cache_bytes
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def batch(self, t: int) -> Tensor:
