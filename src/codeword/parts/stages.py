@@ -221,4 +221,4 @@ def _nearest(book: Tensor, cuts: Sequence[int], rows: Tensor) -> Tensor:
 
 def _values(book: Tensor, cuts: Sequence[int], indices: Tensor) -> Tensor:
     """(n, d), differentiable in the book."""
-    return torch.cat([gradients.gather(own, indices[:, i]) for i, own in enumerate(book.split(list(cuts), dim=1))], dim=1)
+    return torch.cat([ops.gather(own, indices[:, i]) for i, own in enumerate(book.split(list(cuts), dim=1))], dim=1)

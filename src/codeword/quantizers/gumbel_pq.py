@@ -135,7 +135,7 @@ class GumbelPQ(Quantizer):
             seed = torch.randint(1 << 62, ())
             nearest = soft.sample(near, far, seed)
         path = soft.lookup(near, far, nearest, seed=seed) / scale
-        return nearest, gradients.gather(book.detach(), nearest) + (path - path.detach())
+        return nearest, ops.gather(book.detach(), nearest) + (path - path.detach())
 
     @torch.no_grad()
     def _revive(self, m: int) -> list[int]:
