@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_NAMES = {"Tokens": "tokens", "Layout": "tokens", "TokenShards": "shards", "TokenWriter": "shards", "ImageTokenizer": "image", "DynamicTokenizer": "dynamic",
-          "Settings": "train", "train": "train", "evaluate": "evaluate"}
+_NAMES = {"Tokens": "tokens", "Layout": "tokens", "TokenShards": "shards", "TokenWriter": "shards", "ImageTokenizer": "image",
+          "DynamicTokenizer": "dynamic", "Settings": "train", "train": "train", "evaluate": "evaluate"}
 
 __all__ = sorted(_NAMES)
 
