@@ -29,7 +29,7 @@ def test_adapters_are_apart(options: dict, g: torch.Generator):
     assert all(p.grad is not None for p in encoder.trunk.parameters())
 
 
-def test_teacher_reaches_the_encoder_through_the_codes(g: torch.Generator):
+def test_representation_reaches_the_encoder_through_the_codes(g: torch.Generator):
     """The published release once lost this gradient: it must arrive in its own adapter and the trunk, not in the other adapter, not in
     the targets."""
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def test_teacher_reaches_the_encoder_through_the_codes(g: torch.Generator):
     assert targets.grad is None
 
 
-def test_teacher_teaches(g: torch.Generator):
+def test_representation_is_learned(g: torch.Generator):
     """Six images with six targets: the loss falls from about 0.5 log 6 to its bound, where f_i is g_i less the mean target."""
     torch.manual_seed(0)
     head = RepresentationHead(dim=4, target_dim=6, grid=2, width=16, heads=2)

@@ -1,4 +1,4 @@
-"""The heads of FQGAN (Bai et al. 2024): one encoder, an adapter of its own for each of several codebooks, and a representation head for some.
+"""The heads of FQGAN (Bai et al. 2024): one encoder, an adapter for each of several codebooks, and a representation head for some.
 
     adapter m   features of the shared encoder -> latents x^m (b, dim / M, h, w); concatenated they are what ``FactorizedVQ`` slices
                 "conv": residual blocks, norm, SiLU, 3 x 3 convolution
@@ -95,9 +95,9 @@ class RepresentationHead(nn.Module):
                  heads: int = 4, weight: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__()
         if min(dim, target_dim, grid, num_codebooks) < 1 or dim % num_codebooks or not 0 <= part < num_codebooks or not weight >= 0:
-            raise CodewordError(f"RepresentationHead got dim={dim}, target_dim={target_dim}, grid={grid}, num_codebooks={num_codebooks}, part={part}, "
-                                f"weight={weight}; positive integers, codebooks that divide dim, one of their numbers and a weight of at "
-                                "least 0 are needed")
+            raise CodewordError(f"RepresentationHead got dim={dim}, target_dim={target_dim}, grid={grid}, num_codebooks={num_codebooks}, "
+                                f"part={part}, weight={weight}; positive integers, codebooks that divide dim, one of their numbers and a "
+                                "weight of at least 0 are needed")
         self.dim, self.target_dim, self.grid, self.weight, self.temperature = dim, target_dim, grid, weight, temperature
         self.each, self.part = dim // num_codebooks, part
         self.lift = nn.Sequential(linear(self.each, width), nn.GELU(), linear(width, width))
