@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from codeword.tokenizers.train import Run
 
 LOG = "log.csv"
-COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator", "quantizer",
-           "gradient",
+COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator",
+           "quantizer", "gradient",
            "usage", "perplexity", "perplexity_share", "valid_psnr", "valid_error")
 SAMPLES = 16
 
