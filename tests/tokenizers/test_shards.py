@@ -208,8 +208,10 @@ def test_segments_that_lie(tmp_path: Path, content: dict[str, Any], code: str) -
 @pytest.mark.parametrize(("meta", "code"), [
     ({"order": []}, "missing-key"), ({"order": [["tokens-0123456789abcdef.cw", 1]]}, "missing-key"), ({"order": [["x"]]}, "header"),
     ({"levels": []}, "header"), ({"levels": [300, 0]}, "header"), ({"levels": [1 << 40, 7]}, "header"), ({"signal": "smell"}, "name"),
-    ({"fingerprint": "xyz"}, "header"), ({"consumed": 2}, "value"), ({"total": 1 << 50, "consumed": 1 << 50}, "value"),
-    ({"more": 1}, "unknown-key"), ({"skipped": [3]}, "header"), ({"complete": 1}, "header"), ({"levels": [301, 7]}, "accepted"), ({"levels": [200, 7]}, "dtype"),
+    ({"fingerprint": "xyz"}, "header"), ({"consumed": 2}, "value"),
+    ({"total": 1 << 50, "consumed": 1 << 50}, "value"),
+    ({"more": 1}, "unknown-key"), ({"skipped": [3]}, "header"), ({"complete": 1}, "header"),
+    ({"levels": [301, 7]}, "accepted"), ({"levels": [200, 7]}, "dtype"),
 ], ids=str)
 def test_manifests_that_lie(tmp_path: Path, meta: dict[str, Any], code: str) -> None:
     assert planted(tmp_path / "t", {}, meta) == code

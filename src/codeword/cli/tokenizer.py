@@ -49,7 +49,8 @@ def train(source: ImagesArgument,
           codebook_size: Annotated[int | None, typer.Option(help="Codewords; same as codebook_size= in the spec. [default: 16384]", min=1,
                                                             show_default=False)] = None,
           network: Annotated[str, typer.Option(help="Encoder and decoder, e.g. conv:width=32.")] = "conv",
-          dim: Annotated[int, typer.Option(help="Width of the latents.", min=1)] = 32,
+          dim: Annotated[int | None, typer.Option(help="Width of the latents. [default: 32; the length of the grid for fsq]", min=1,
+                                                  show_default=False)] = None,
           image_size: Annotated[int | None, typer.Option("--size", help="Side of the training crops. [default: the images' own if all are "
                                                          "small squares, else 64]", min=4, show_default=False)] = None,
           channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; default: what the first image has.", min=1, max=3)] = None,
@@ -83,7 +84,8 @@ def train(source: ImagesArgument,
     from codeword.tokenizers.train import train as run
     images, held_out = _training_images(source, valid, channels, seed)
     side = image_size or _usual_size(images)
-    settings = Settings(quantizer=_spec(quantizer, codebook_size), network=network, size=side, channels=images.channels, dim=dim,
+    spec = _spec(quantizer, codebook_size)
+    settings = Settings(quantizer=spec, network=network, size=side, channels=images.channels, dim=dim or _usual_dim(spec),
                         batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
                         gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip,
                         seed=seed).check()
@@ -285,6 +287,14 @@ def _spec(quantizer: str, codebook_size: int | None) -> str:
     if takes and "codebook_size" not in options and "bits" not in options:
         return f"{quantizer}{',' if ':' in quantizer else ':'}codebook_size={codebook_size or 16384}"
     return quantizer
+
+
+def _usual_dim(spec: str) -> int:
+    """One token a place: FSQ's grid says how wide that is, other quantizers take any width."""
+    from codeword import catalog
+    name, _, options = catalog.parse(spec)
+    grid = options.get("grid")
+    return len(grid) if name == "fsq" and isinstance(grid, list) else 32
 
 
 def _training_images(source: str, valid: str | None, channels: int | None, seed: int) -> tuple[Images, Images]:

@@ -8,8 +8,8 @@ network's factor is continued at its right and lower edge by its last pixels, an
 its shape. ``train.py`` trains it; ``Autoencoder`` in nets/conv.py is its bare frame.
 
 One file holds it all, by the rules of ``io/objects``: {"channels", "likelihood", "network", "size"} and the quantizer's own record, then
-tensors encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts for
-nothing.
+tensors encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts
+for nothing.
 """
 
 from __future__ import annotations

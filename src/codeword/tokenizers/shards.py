@@ -205,7 +205,8 @@ class TokenShards:
             content, header = self._folder.read_segment(name, mmap=True)
             canonical.fields(header, f"header of {name}", {"first": int, "items": int})
             if (header["first"], header["items"]) != (self._starts[at], items):
-                raise FormatError("value", f"{name} holds {header['items']} items from {header['first']} on, not {items} from {self._starts[at]}")
+                raise FormatError("value",
+                                  f"{name} holds {header['items']} items from {header['first']} on, not {items} from {self._starts[at]}")
             known = self._segments[at] = _unpack(content, items, self.levels, f"{self.path}/{name}")
         return known
 

@@ -300,11 +300,13 @@ class Run:
                     interrupted = not last
                     break
                 if recorder and not last and time.monotonic() - saved > limits.save_seconds:
+                    recorder.check()
                     self.save()
                     saved = time.monotonic()
                 watch(Progress(self.step, self.total, self.seconds, row))
         stream.close()  # type: ignore[attr-defined]
         if recorder:
+            recorder.check()
             self.save()
             job.log(f"{'interrupted' if interrupted else 'finished'} at step {self.step} of {self.total}")
             recorder.close()
