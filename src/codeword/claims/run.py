@@ -31,7 +31,7 @@ BUNDLED, BUNDLED_IMAGES, SYNTHETIC = "bundled sentences", "bundled images", "syn
 COUNTED = (BUNDLED, BUNDLED_IMAGES, SYNTHETIC)
 """Names of the data that count towards a system's tier."""
 
-_NOT_CLAIMS = ("record", "run")
+_NOT_CLAIMS = ("autoencoder", "record", "run", "vector_autoencoder")
 
 
 def available() -> list[str]:
@@ -94,7 +94,7 @@ def bundled_pictures() -> Pictures:
 
 
 def pictures(train: Path, test: Path | None = None) -> Pictures:
-    """All images at ``train`` (whatever ``open_images`` reads, of one size) and those at ``test``; without ``test`` every sixth is held out."""
+    """All images at ``train`` (whatever ``open_images`` reads, of one size) and those at ``test``; without it a sixth is held out."""
     import numpy as np
     import torch
 

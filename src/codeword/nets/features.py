@@ -38,7 +38,8 @@ class FeatureNet(nn.Module):
         expected = shapes()
         if set(tensors) != set(expected):
             wrong = sorted(set(tensors) ^ set(expected))
-            raise FormatError("tensors", f"a feature network has other tensors than these: {', '.join(wrong[:4])}")
+            raise FormatError("missing-key" if wrong[0] in expected else "unknown-key",
+                              f"a feature network has tensors too few or too many: {', '.join(wrong[:4])}")
         for name, shape in expected.items():
             value = tensors[name]
             if tuple(value.shape) != shape or not value.is_floating_point() or not bool(torch.isfinite(value.float()).all()):

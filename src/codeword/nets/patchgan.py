@@ -27,8 +27,8 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int, *, width: int = 32, depth: int = 2) -> None:
         super().__init__()
         if min(channels, width) < 1 or not 1 <= depth <= 6:
-            raise CodewordError(f"PatchDiscriminator got channels={channels}, width={width}, depth={depth}; positive integers and depth 1..6 "
-                                "are needed")
+            raise CodewordError(f"PatchDiscriminator got channels={channels}, width={width}, depth={depth}; positive integers and depth "
+                                "1..6 are needed")
         self.channels, self.depth = channels, depth
         widths = [width * min(2 ** i, 8) for i in range(depth + 1)]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

@@ -14,6 +14,7 @@ Departures: binomial blur before halving is a mean over 2 x 2; weights are scale
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class StyleDiscriminator(nn.Module):
         widths = [width * min(2 ** i, 8) for i in range(levels + 1)]
         side = image_size // 2 ** levels
         self.head = nn.Conv2d(channels, widths[0], 1)
-        self.levels = nn.ModuleList(_Level(a, b) for a, b in zip(widths, widths[1:]))
+        self.levels = nn.ModuleList(_Level(a, b) for a, b in pairwise(widths))
         self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.out = nn.Sequential(nn.Linear(widths[-1] * side * side, widths[-1]), nn.LeakyReLU(0.2), nn.Linear(widths[-1], 1))
 
@@ -97,6 +98,6 @@ def _spread(x: Tensor) -> Tensor:
     """(b, 1, h, w): the standard deviation within an image's group, averaged over channels and places."""
     b, _, h, w = x.shape
     size = math.gcd(b, GROUP) if b else 1
-    grouped = x.reshape(b // size, size, -1)
-    spread = (grouped.var(1, correction=0) + 1e-8).sqrt().mean(1)                       # (groups,)
+    grouped = x.flatten(1).unflatten(0, (b // size, size))
+    spread = ((grouped - grouped.mean(1, keepdim=True)).square().mean(1) + 1e-8).sqrt().mean(1)     # (groups,)
     return spread.repeat_interleave(size).view(b, 1, 1, 1).expand(b, 1, h, w)

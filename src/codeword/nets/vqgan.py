@@ -34,7 +34,7 @@ MOST_LEVELS = 8
 class ConvEncoder(nn.Module):
     """(b, channels, H, W) -> (b, dim, H/f, W/f), f = ``factor`` = 2^(len(multipliers) - 1)."""
 
-    def __init__(self, channels: int, dim: int, *, width: int = 64, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
+    def __init__(self, channels: int, dim: int, *, width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
                  attention: bool = False) -> None:
         super().__init__()
         widths = level_widths(channels, dim, width, multipliers, blocks)
@@ -46,19 +46,23 @@ class ConvEncoder(nn.Module):
         self.tail = out_convolution(widths[-1], dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b, last width, H/f, W/f): what the last norm and convolution see."""
         check_images(x, self.channels, self.factor, "ConvEncoder")
         x = self.head(x)
         for i, part in enumerate(self.levels):
             x = part(x)
             if i < len(self.halvings):
                 x = self.halvings[i](x)
-        return self.tail(self.middle(x))
+        return self.middle(x)
 
 
 class ConvDecoder(nn.Module):
     """(b, dim, h, w) -> (b, channels, f h, f w), the mirror of ``ConvEncoder`` with the same arguments."""
 
-    def __init__(self, channels: int, dim: int, *, width: int = 64, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
+    def __init__(self, channels: int, dim: int, *, width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1,
                  attention: bool = False) -> None:
         super().__init__()
         widths = level_widths(channels, dim, width, multipliers, blocks)[::-1]

@@ -19,7 +19,8 @@ Bengio, Leonard, Courville 2013 (straight_through); Fifty et al., ICLR 2025 (rot
 In eval mode, and in training too except for nsvq and diveq, the value is c bit for bit: what has gradients is added minus itself, which
 is exactly zero. Noise is drawn in training mode only, from torch's own generator as dropout does.
 
-The last five estimators lead the gradient of the task to the codewords. Their papers train with no codebook loss (``moves_codewords``).
+All but the first two lead the gradient of the task to codewords; of these, only index backpropagation is published with a codebook term
+in the loss as well (``needs_codebook_term``).
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError
-from codeword.ops import dispatch
 from codeword.parts import soft
 
 DIVEQ_NOISE = 1e-3
@@ -108,9 +108,10 @@ def check(name: str, estimator: str, known: tuple[str, ...] = ESTIMATORS) -> Non
         raise CodewordError(f"{name} got estimator={estimator!r}; {', '.join(known)} are known here")
 
 
-def moves_codewords(estimator: str) -> bool:
-    """Whether the gradient of the task reaches codewords, so that no codebook term is needed."""
-    return estimator not in ("straight_through", "rotation")
+def needs_codebook_term(estimator: str) -> bool:
+    """Whether codewords that follow a gradient need a loss of their own: those that the gradient of the task does not reach, and those of
+    index backpropagation, whose paper has it too."""
+    return estimator in ("straight_through", "rotation", "ibq")
 
 
 def passed(estimator: str, rows: Tensor, chosen: Tensor, *, training: bool) -> Tensor:
@@ -135,37 +136,18 @@ def choose(estimator: str, rows: Tensor, codebook: Tensor, *, training: bool, te
         seed = torch.randint(1 << 62, ())
         indices = soft.sample(rows, codebook, seed, temperature=temperature)
         values = soft.lookup(rows, codebook, indices, temperature=temperature, seed=seed)
-        return Chosen(indices, gather(codebook, indices), values)
+        return Chosen(indices, ops.gather(codebook, indices), values)
     indices = ops.nearest(rows, codebook).indices
-    codewords = gather(codebook, indices)
+    codewords = ops.gather(codebook, indices)
     if estimator in SCORES:
         return Chosen(indices, codewords, soft.lookup(rows, codebook, indices, temperature=temperature))
     return Chosen(indices, codewords, passed(estimator, rows, codewords, training=training))
 
 
-def gather(codebook: Tensor, indices: Tensor) -> Tensor:
-    """codebook[indices]: (K, d), (n,) -> (n, d). Backward adds the rows of a codeword in order, in float64."""
-    return dispatch.run(_gather, codebook, indices)
-
-
-@torch.library.custom_op("codeword::gather", mutates_args=())
-def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
-    return codebook[indices]
-
-
-@_gather.register_fake
-def _(codebook: Tensor, indices: Tensor) -> Tensor:
-    return codebook.new_empty(indices.shape[0], codebook.shape[1])
-
-
-def _gather_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.size = inputs[0].shape[0]  # type: ignore[attr-defined]
-
-
-def _gather_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-    (indices,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return ops.segment_sum(grad, indices, ctx.size)[0].to(grad.dtype), None  # type: ignore[attr-defined]
-
-
-_gather.register_autograd(_gather_backward, setup_context=_gather_setup)
+def drawn_lengths(x: Tensor, stages: int, dropout: float) -> Tensor:
+    """int32 (...) for x (..., d): how many stages each row uses, the same for all rows of an item along the first axis. A share ``dropout``
+    of the items draws from 1..stages, the others use all; from torch's own generator."""
+    items = x.shape[0] if x.ndim > 1 else 1
+    fewer = torch.rand(items, device=x.device) < dropout
+    used = torch.where(fewer, torch.randint(1, stages + 1, (items,), device=x.device), stages).to(torch.int32)
+    return used.reshape(items, *[1] * (x.ndim - 2)).expand(x.shape[:-1]) if x.ndim > 1 else used.reshape(())

@@ -28,4 +28,4 @@ class Kept:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.device == b.device and torch.equal(a, b)
+    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)

@@ -7,9 +7,11 @@ of C that nobody chose. Afterwards ``bake`` throws the bridge away.
     C^ = bridge(C),   i = argmin_k |x - c^_k|^2,   x^ = c^_i
     loss = |sg(x) - c^_i|^2 + beta |x - sg(c^_i)|^2                      (means over all elements; trains C and the bridge)
 
-C starts as U(+-1/K), the bridge's last layer as N(0, last^2). The paper's last = 0 makes all of C^ equal: ties go to codeword 0, the
-first step moves slot 0 of every group (K/p codewords) and no other, and the other slots wake one by one, when rows lie nearer to them
-than to any that is awake. The default, 0.01, spreads C^ from the start. Averages and revival have no place: codewords are outputs.
+C starts as U(+-1/K), the bridge's last layer as N(0, spread^2 / (width dim)), which gives C^ a root mean square length of ``spread``
+(in units of the data's in ``fit``). The paper's spread = 0 makes all of C^ equal: ties go to codeword 0, the first step moves slot 0 of
+every group (K/p codewords) and no other, and the other slots wake one by one, when rows lie nearer to them than to any that is awake.
+The default, 0.1, has them apart from the start; much more than the data's own length leaves codewords behind. Averages and revival have
+no place: codewords are outputs.
 
 ``fit`` runs Adam on the loss in units where the data have mean 0 and mean squared length 1, and folds the units into the last layer:
 betas 0.9 and 0.95, the norm of the gradient clipped at 1, the paper's schedule: linear warm-up over the first tenth, constant for 30 %
@@ -37,12 +39,12 @@ from codeword import ops
 from codeword.errors import CodewordError
 from codeword.nets.bridge import Bridge
 from codeword.nets.transformer import unstarted
-from codeword.parts import random
+from codeword.parts import gradients, random
 from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.gradients import straight_through
+from codeword.parts.gradients import passed, straight_through
 from codeword.parts.kept import Kept
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms, codebook_term
 from codeword.parts.moments import standardised
 from codeword.parts.threads import one_thread
 from codeword.parts.training import minimise, warm_hold_fall
@@ -57,25 +59,28 @@ WARM, HOLD = 0.1, 0.3
 
 class BridgeVQ(Quantizer):
     """dim, codebook_size; group: p codewords a token, a divisor of codebook_size (None: 16, more above 16,384); width: of the bridge, a
-    multiple of 4; last: standard deviation that its last layer starts with; commitment: beta; steps, batch_size, learning_rate: of
-    ``fit``; seed."""
+    multiple of 4; spread: length that codewords start with; commitment: beta; steps, batch_size, learning_rate: of
+    ``fit``; seed; estimator: one of ``gradients.PAIRS``."""
 
     takes_metric = True
 
-    def __init__(self, *, dim: int, codebook_size: int, group: int | None = None, width: int = 128, last: float = 0.01,
-                 commitment: float = 0.25, steps: int = 500, batch_size: int = 1024, learning_rate: float = 1e-3, seed: int = 0) -> None:
+    def __init__(self, *, dim: int, codebook_size: int, group: int | None = None, width: int = 128, spread: float = 0.1,
+                 commitment: float = 0.25, steps: int = 500, batch_size: int = 1024, learning_rate: float = 1e-3, seed: int = 0,
+                 estimator: str = "straight_through") -> None:
         super().__init__()
         if dim < 1 or not 1 <= codebook_size <= 1 << 24 or (group is not None and (group < 1 or codebook_size % group)):
             raise CodewordError(f"bridge_vq got dim={dim}, codebook_size={codebook_size} and group={group}; dim >= 1, 1..2^24 codewords "
                                 "and a group that divides them are allowed")
-        if width < HEADS or width % HEADS or not last >= 0 or not commitment >= 0:
-            raise CodewordError(f"bridge_vq got width={width}, last={last} and commitment={commitment}; a positive multiple of {HEADS}, "
-                                "and numbers of at least 0, are allowed")
+        if width < HEADS or width % HEADS or not spread >= 0 or not commitment >= 0:
+            raise CodewordError(f"bridge_vq got width={width}, spread={spread} and commitment={commitment}; a positive multiple of {HEADS} "
+                                "and numbers of at least 0 are allowed")
         if steps < 0 or batch_size < 1 or not learning_rate > 0:
             raise CodewordError(f"bridge_vq got steps={steps}, batch_size={batch_size} and learning_rate={learning_rate}; steps >= 0, "
                                 "batch_size >= 1 and a positive rate are allowed")
-        self.dim, self.codebook_size, self.group, self.width, self.last = dim, codebook_size, group, width, last
+        gradients.check("bridge_vq", estimator, gradients.PAIRS)
+        self.dim, self.codebook_size, self.group, self.width, self.spread = dim, codebook_size, group, width, spread
         self.commitment, self.steps, self.batch_size, self.learning_rate, self.seed = commitment, steps, batch_size, learning_rate, seed
+        self.estimator = estimator
         self.levels = (codebook_size,)
         self.raw = nn.Parameter(torch.zeros(codebook_size, dim))
         self.bridge = unstarted(lambda: Bridge(codebook_size=codebook_size, dim=dim, group=group or _usual_group(codebook_size),
@@ -94,7 +99,7 @@ class BridgeVQ(Quantizer):
         def loss(batch: Tensor) -> Tensor:
             with one_thread():
                 codebook = self.effective()
-            return self._through(batch, None, codebook)[3]
+            return codebook_term(batch, ops.gather(codebook, ops.nearest(batch, codebook).indices), None)
 
         minimise(loss, list(self.parameters()), scaled, steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
                  seed=self.seed, weights=weights, schedule=warm_hold_fall(WARM, HOLD), betas=(0.9, 0.95), clip=1.0)
@@ -114,7 +119,13 @@ class BridgeVQ(Quantizer):
         if not self.training:  # the values of encode and decode, the gradients of the bridge
             exact = self._precise() if torch.compiler.is_compiling() else self._codebook()
             codebook = straight_through(codebook, exact)
-        return self._through(rows, keep, codebook)
+        indices = ops.nearest(rows, codebook).indices
+        chosen = ops.gather(codebook, indices)
+        commit, pull = both_terms(rows, chosen, keep)
+        loss = self.commitment * commit + (pull if gradients.needs_codebook_term(self.estimator) else 0.0)
+        stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
+                 **usage(indices, self.codebook_size, keep)}
+        return passed(self.estimator, rows, chosen, training=self.training), indices.unsqueeze(1), None, loss, stats
 
     # ------------------------------------------------------------------ beyond the contract
 
@@ -130,14 +141,6 @@ class BridgeVQ(Quantizer):
         return plain_vq(self._codebook(), commitment=self.commitment, seed=self.seed)
 
     # ------------------------------------------------------------------ helpers
-
-    def _through(self, rows: Tensor, keep: Tensor | None, codebook: Tensor) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        indices = ops.nearest(rows, codebook).indices
-        chosen = codebook[indices]
-        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
-        stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
-                 **usage(indices, self.codebook_size, keep)}
-        return straight_through(rows, chosen), indices.unsqueeze(1), None, pull + self.commitment * commit, stats
 
     def _codebook(self) -> Tensor:
         """C^ of ``encode``, ``decode`` and ``bake``, without gradient."""
@@ -160,7 +163,8 @@ class BridgeVQ(Quantizer):
             if name == "raw":
                 start = (random.uniform(self.seed, parameter.numel(), stream=stream) * 2 - 1) / self.codebook_size
             elif name == "bridge.places" or name == "bridge.expand.weight":
-                start = random.normal(self.seed, parameter.numel(), stream=stream) * (PLACES if "places" in name else self.last)
+                scale = PLACES if "places" in name else self.spread / math.sqrt(self.width * self.dim)
+                start = random.normal(self.seed, parameter.numel(), stream=stream) * scale
             elif parameter.ndim == 2:  # Xavier's uniform
                 start = (random.uniform(self.seed, parameter.numel(), stream=stream) * 2 - 1) * math.sqrt(6 / sum(shape))
             else:

@@ -25,31 +25,38 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError
+from codeword.parts import entropy as entropies
+from codeword.parts import gradients
 from codeword.parts.codebook import size_for_bits
-from codeword.parts.gradients import straight_through
+from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms
 from codeword.parts.spherical import directions, spherical_kmeans
 from codeword.parts.upkeep import Upkeep
 from codeword.quantizer import Quantized, Quantizer, Report
+
+TEMPERATURE = 0.01
+"""Of p, in squared distance between unit vectors (FQGAN's)."""
 
 
 class CosineVQ(Quantizer):
     """dim, codebook_size; learning: "gradient" or "ema" in a network; commitment: beta; entropy: weight of the entropy term; decay: of
     the averages; revival: codewords below this fraction of their expected hits are moved onto data (None: 0.05 with averages, else 0);
-    iterations: of spherical k-means; seed."""
+    iterations: of spherical k-means; seed; estimator: one of ``gradients.PAIRS``."""
 
     def __init__(self, *, dim: int, codebook_size: int, learning: str = "gradient", commitment: float = 0.25, entropy: float = 0.0,
-                 decay: float = 0.99, revival: float | None = None, iterations: int = 25, seed: int = 0) -> None:
+                 decay: float = 0.99, revival: float | None = None, iterations: int = 25, seed: int = 0,
+                 estimator: str = "straight_through") -> None:
         super().__init__()
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"cosine_vq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
         if learning not in ("gradient", "ema") or not commitment >= 0 or not entropy >= 0 or iterations < 0:
             raise CodewordError(f"cosine_vq got learning={learning!r}, commitment={commitment}, entropy={entropy} and "
                                 f"iterations={iterations}; 'gradient' or 'ema', and numbers of at least 0, are allowed")
+        gradients.check("cosine_vq", estimator, gradients.PAIRS)
         self.dim, self.codebook_size, self.learning = dim, codebook_size, learning
         self.commitment, self.entropy, self.decay, self.revival = commitment, entropy, decay, revival
-        self.iterations, self.seed = iterations, seed
+        self.iterations, self.seed, self.estimator = iterations, seed, estimator
         self.levels = (codebook_size,)
         self.codebook = nn.Parameter(torch.zeros(codebook_size, dim), requires_grad=learning == "gradient")
         averages = learning == "ema"
@@ -79,15 +86,21 @@ class CosineVQ(Quantizer):
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         u = directions(rows)
         # The same values and gradients either way: through all directions, or through the winners' alone where they are fewer.
-        whole = len(rows) >= self.codebook_size
+        whole = self.entropy > 0 or len(rows) >= self.codebook_size
         codebook = self.effective() if whole else directions(self.codebook.detach())
         indices = ops.nearest(u, codebook).indices
-        chosen = codebook[indices] if whole else directions(self.codebook[indices])
-        pull, commit = codebook_term(u, chosen, keep), commitment_term(u, chosen, keep)
-        loss = self.commitment * commit + (pull if self.learning == "gradient" else 0.0)
+        chosen = ops.gather(codebook, indices) if whole else directions(ops.gather(self.codebook, indices))
+        commit, pull = both_terms(u, chosen, keep)
+        loss = self.commitment * commit
+        if self.learning == "gradient" and gradients.needs_codebook_term(self.estimator):
+            loss = loss + pull
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **self.upkeep.statistics(u, indices, keep)}
-        return straight_through(u, chosen), indices.unsqueeze(1), None, loss, stats
+        if self.entropy:
+            sample, batch = entropies.codebook_entropies(u, codebook, TEMPERATURE, keep)
+            loss = loss + self.entropy * entropies.difference(sample, batch)
+            stats |= {"sample_entropy": sample.detach(), "batch_entropy": batch.detach()}
+        return passed(self.estimator, u, chosen, training=self.training), indices.unsqueeze(1), None, loss, stats
 
     def update(self, out: Quantized) -> Report:
         report = self.upkeep.step(self.codebook, out.stats)

@@ -34,18 +34,21 @@ MOST_CODEBOOKS = 256
 
 class FactorizedVQ(Combinator):
     """dim: of all slices together; num_codebooks: M, a divisor of dim; codebook_size: K of each; learning, commitment, entropy: of each;
-    disentangle: weight of the pairs' term; iterations: of spherical k-means; seed: codebook m has seed + m."""
+    disentangle: weight of the pairs' term; iterations: of spherical k-means; seed: codebook m has seed + m; estimator: of each."""
 
     def __init__(self, *, dim: int, num_codebooks: int = 2, codebook_size: int = 256, learning: str = "gradient", commitment: float = 0.25,
-                 entropy: float = 0.03, disentangle: float = 0.1, iterations: int = 25, seed: int = 0) -> None:
+                 entropy: float = 0.03, disentangle: float = 0.1, iterations: int = 25, seed: int = 0,
+                 estimator: str = "straight_through") -> None:
         if not 1 <= num_codebooks <= MOST_CODEBOOKS or dim < num_codebooks or dim % num_codebooks or not disentangle >= 0:
             raise CodewordError(f"factorized_vq got dim={dim}, num_codebooks={num_codebooks} and disentangle={disentangle}; 1.."
                                 f"{MOST_CODEBOOKS} codebooks that divide dim, and a weight of at least 0, are allowed")
         part: Any = catalog.quantizer_class("cosine_vq")
         super().__init__([part(dim=dim // num_codebooks, codebook_size=codebook_size, learning=learning, commitment=commitment,
-                               entropy=entropy, iterations=iterations, seed=seed + m) for m in range(num_codebooks)])
+                               entropy=entropy, iterations=iterations, seed=seed + m,
+                               estimator=estimator) for m in range(num_codebooks)])
         self.dim, self.num_codebooks, self.codebook_size, self.learning = dim, num_codebooks, codebook_size, learning
         self.commitment, self.entropy, self.disentangle, self.iterations, self.seed = commitment, entropy, disentangle, iterations, seed
+        self.estimator = estimator
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, ShapeError
-from codeword.parts import arrays, random
+from codeword.parts import arrays, gradients, random
 from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.gradients import straight_through
+from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
 from codeword.parts.kmeans import kmeans
-from codeword.parts.losses import codebook_term, commitment_term
+from codeword.parts.losses import both_terms, codebook_term
 from codeword.parts.moments import standardised
 from codeword.parts.pca import pca
 from codeword.parts.threads import one_thread
@@ -49,20 +49,22 @@ WIDEST = 1 << 16
 
 class ProjectedVQ(Quantizer):
     """dim, codebook_size; pull, commitment: weights of the two terms, for the codewords and for an encoder; steps, batch_size,
-    learning_rate: of ``fit``; seed."""
+    learning_rate: of ``fit``; seed; estimator: one of ``gradients.PAIRS``."""
 
     takes_metric = True
 
     def __init__(self, *, dim: int, codebook_size: int, pull: float = 0.33, commitment: float = 1.0, steps: int = 500,
-                 batch_size: int = 1024, learning_rate: float = 3e-3, seed: int = 0) -> None:
+                 batch_size: int = 1024, learning_rate: float = 3e-3, seed: int = 0, estimator: str = "straight_through") -> None:
         super().__init__()
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"projected_vq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
         if not pull > 0 or not commitment >= 0 or steps < 0 or batch_size < 1 or not learning_rate > 0:
             raise CodewordError(f"projected_vq got pull={pull}, commitment={commitment}, steps={steps}, batch_size={batch_size} and "
                                 f"learning_rate={learning_rate}; commitment and steps >= 0, batch_size >= 1, pull and rate > 0 are allowed")
+        gradients.check("projected_vq", estimator, gradients.PAIRS)
         self.dim, self.codebook_size, self.pull, self.commitment = dim, codebook_size, pull, commitment
         self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
+        self.estimator = estimator
         self.levels = (codebook_size,)
         self.bias = nn.Parameter(torch.zeros(dim))
         self._allocate(dim, given=False)
@@ -95,7 +97,7 @@ class ProjectedVQ(Quantizer):
         if not self.given:
             self.features.copy_(kmeans(scaled, self.codebook_size, seed=self.seed, weights=weights).centroids)
         self._start(scaled, weights)
-        minimise(lambda batch: self._forward(batch, None)[3], [self.weight, self.bias], scaled, steps=self.steps,
+        minimise(lambda batch: codebook_term(batch, self._nearest(batch)[1], None), [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
         with torch.no_grad():
             self.weight.mul_(length)
@@ -108,15 +110,12 @@ class ProjectedVQ(Quantizer):
         return self._codebook()[indices[:, 0]]
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        # The same values and gradients either way: through the whole of B^, or through the winners alone where they are fewer.
-        whole = len(rows) >= self.codebook_size
-        codebook = self.effective()
-        indices = ops.nearest(rows, codebook).indices
-        chosen = codebook[indices] if whole else self._image(self.features[indices])
-        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
+        indices, chosen = self._nearest(rows)
+        commit, pull = both_terms(rows, chosen, keep)
+        loss = self.commitment * commit + (self.pull * pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}
-        return straight_through(rows, chosen), indices.unsqueeze(1), None, self.pull * pull + self.commitment * commit, stats
+        return passed(self.estimator, rows, chosen, training=self.training), indices.unsqueeze(1), None, loss, stats
 
     # ------------------------------------------------------------------ beyond the contract
 
@@ -164,6 +163,14 @@ class ProjectedVQ(Quantizer):
         with one_thread():
             spread = _power(data.axes, data.variances, 0.5) @ _power(image.axes, image.variances, -0.5)
             self.weight.copy_((spread @ first.double()).float())
+
+    def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (n,) and codewords (n, dim). The same values and gradients either way: through the whole of B^, or through the winners
+        alone where they are fewer."""
+        codebook = self.effective()
+        indices = ops.nearest(rows, codebook).indices
+        whole = len(rows) >= self.codebook_size
+        return indices, ops.gather(codebook, indices) if whole else self._image(self.features[indices])
 
     def _image(self, features: Tensor) -> Tensor:
         return ops.project(features, self.weight) + self.bias

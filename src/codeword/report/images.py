@@ -92,8 +92,8 @@ def _windowed(x: Tensor) -> Tensor:
 
 def _pair(x: Tensor, y: Tensor, side: int) -> tuple[Tensor, Tensor]:
     if x.ndim != 4 or x.shape != y.shape or min(x.shape[1:]) < 1 or min(x.shape[2:]) < side:
-        raise ShapeError(f"got images {tuple(x.shape)} and {tuple(y.shape)}; equal shapes (b, channels, H, W) with sides of at least {side} "
-                         "are needed")
+        raise ShapeError(f"got images {tuple(x.shape)} and {tuple(y.shape)}; equal shapes (b, channels, H, W) with sides of at least "
+                         f"{side} are needed")
     return x.detach().double(), y.detach().double()
 
 

@@ -44,7 +44,8 @@ class UsageMeter:
         for at, level in enumerate(self.levels):
             words, counts = np.unique(rows[:, at].astype(np.int64), return_counts=True)
             if len(words) and (words[0] < 0 or words[-1] >= level):
-                raise ShapeError(f"UsageMeter got index {words[0] if words[0] < 0 else words[-1]} at position {at}; 0..{level - 1} are allowed")
+                wrong = words[0] if words[0] < 0 else words[-1]
+                raise ShapeError(f"UsageMeter got index {wrong} at position {at}; 0..{level - 1} are allowed")
             self._include(at, words, counts)
         return self
 
