@@ -21,7 +21,7 @@ _NAMES = {
     "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
     "CosineVQ": "quantizers.cosine_vq", "FactorizedVQ": "quantizers.factorized_vq",
     "BridgeVQ": "quantizers.bridge_vq", "ProjectedVQ": "quantizers.projected_vq",
-    "Index": "search.index", "load": "io.objects",
+    "Index": "search.index", "load": "io.objects", "ImageTokenizer": "tokenizers.image", "Tokens": "tokenizers.tokens",
 }
 
 __all__ = sorted(_NAMES)

@@ -22,8 +22,8 @@ pytest.importorskip("lightning_fabric")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizers"))
 from conftest import pictures  # noqa: E402
 
-TRAIN = ("--quantizer", "vq:iterations=2,learning=ema", "--codebook-size", "8", "--network", "conv:width=4", "--dim", "4", "--batch-size", "8",
-         "--warmup", "2", "-o", "tok")
+TRAIN = ("--quantizer", "vq:iterations=2,learning=ema", "--codebook-size", "8", "--network", "conv:width=4", "--dim", "4",
+         "--batch-size", "8", "--warmup", "2", "-o", "tok")
 
 
 @pytest.fixture
@@ -65,7 +65,8 @@ def test_from_a_folder_of_pictures_to_a_page(cli: Any, here: Path) -> None:
     assert planned["steps"] == 6 and planned["bits_per_pixel"] == 3 / 16 and not (here / "tok").exists()
     out, err = cli("tokenizer", "train", "photos", *TRAIN, "--steps", 6, "--eval-every", 3)
     assert "PSNR" in out and "in use" in out and err.count("step ") == 2
-    assert {"checkpoint.cw", "curves.png", "job.json", "log.csv", "log.txt", "samples", "tokenizer.cw", "usage.png"} == set(os.listdir("tok"))
+    assert set(os.listdir("tok")) == {"checkpoint.cw", "curves.png", "job.json", "log.csv", "log.txt", "samples", "tokenizer.cw",
+                                      "usage.png"}
     assert sorted(os.listdir("tok/samples")) == ["step-0000003.png", "step-0000006.png"]
     sheet = np.asarray(Image.open("tok/samples/step-0000006.png"))
     assert sheet.ndim == 3 and sheet.std() > 10
@@ -84,8 +85,8 @@ def test_from_a_folder_of_pictures_to_a_page(cli: Any, here: Path) -> None:
     cli("tokenizer", "decode", "tok", "tokens", "-o", "some", "--items", "0-2,29")
     assert len(os.listdir("some")) == 4 and (here / "some/000029-28.png").read_bytes() == (here / "back/000029-28.png").read_bytes()
     numbers = summary(cli("tokenizer", "eval", "tok", "photos", "--json"))
-    differences = [np.asarray(Image.open(f"photos/bars/{2 * i + 1}.png")) / 255.0 - np.asarray(Image.open(f"back/{i:06d}-{2 * i + 1}.png")) / 255.0
-                   for i in range(15)]
+    names = [(f"photos/bars/{2 * i + 1}.png", f"back/{i:06d}-{2 * i + 1}.png") for i in range(15)]
+    differences = [np.asarray(Image.open(a)) / 255.0 - np.asarray(Image.open(b)) / 255.0 for a, b in names]
     first = summary(cli("tokenizer", "eval", "tok", "photos", "--limit", 15, "--json"))
     assert first["error"] == pytest.approx(np.mean(np.square(differences)), rel=1e-4)
     assert numbers["images"] == 30 and 0 < numbers["usage"] <= 1 and 1 <= numbers["perplexity"] <= 8 and numbers["bits"] == 3 / 16

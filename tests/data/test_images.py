@@ -53,7 +53,8 @@ def test_parquet_with_labels(tmp_path: Path, wrapped: bool) -> None:
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     cells = [encoded(p) for p in PIXELS]
     column = pa.array([{"bytes": cell, "path": None} for cell in cells]) if wrapped else pa.array(cells)
-    parquet.write_table(pa.table({"id": pa.array([b"x"] * 6), "image": column, "label": pa.array(range(6))}), tmp_path / "t.parquet", row_group_size=4)
+    table = pa.table({"id": pa.array([b"x"] * 6), "image": column, "label": pa.array(range(6))})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=4)
     for place in (tmp_path / "t.parquet", tmp_path, f"{tmp_path / 't.parquet'}#image"):
         found = open_images(place)
         assert len(found) == 6 and all(np.array_equal(found[i], PIXELS[i]) for i in range(6)) and not found.named
@@ -84,7 +85,8 @@ def test_idx_files_with_the_labels_beside_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("data", "code"), [
     (b"", "magic"), (idx(PIXELS[..., 0])[:-1], "truncated"), (idx(PIXELS[..., 0]) + b"x", "trailing"),
-    (struct.pack(">BBBB3I", 0, 0, 8, 3, 1 << 31, 1 << 31, 1 << 31), "limit"), (struct.pack(">BBBB3I", 0, 0, 8, 3, 1 << 10, 1 << 10, 1 << 10), "truncated"),
+    (struct.pack(">BBBB3I", 0, 0, 8, 3, 1 << 31, 1 << 31, 1 << 31), "limit"),
+    (struct.pack(">BBBB3I", 0, 0, 8, 3, 1 << 10, 1 << 10, 1 << 10), "truncated"),
     (struct.pack(">BBBB3I", 0, 0, 13, 3, 1, 1, 1), "magic"),
 ])
 def test_idx_files_that_lie(tmp_path: Path, data: bytes, code: str) -> None:
@@ -123,7 +125,7 @@ def test_transparency_orientation_depth_and_palettes() -> None:
     clear = np.zeros((4, 4, 4), np.uint8)
     assert (decode(encoded(clear), "x") == 255).all()
     assert decode(encoded(PIXELS[0, :, :, 0]), "x").shape == (8, 8, 1) and decode(encoded(PIXELS[0, :, :, 0]), "x", 3).shape == (8, 8, 3)
-    deep = decode(encoded((PIXELS[0, :, :, 0].astype(np.uint16) << 8)), "x")
+    deep = decode(encoded(PIXELS[0, :, :, 0].astype(np.uint16) << 8), "x")
     assert np.array_equal(deep[..., 0], PIXELS[0, :, :, 0])
     exif = Image.Exif()
     exif[274] = 6  # turned by 90 degrees
@@ -138,7 +140,8 @@ def bomb() -> bytes:
     """A valid PNG header of 100,000 × 100,000 pixels, and nothing behind it."""
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("data", "code"), [(b"", "magic"), (b"GIF89a" + bytes(40), "magic"), (encoded(PIXELS[0])[:-30], "value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,8 @@ ENCODE_ITEMS = 512
 def register(app: typer.Typer) -> None:
     room = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                        help="Train an image tokenizer from a folder of images, and turn images into tokens and back.",
-                       epilog="Example:  codeword tokenizer train photos/ -o tok    then    codeword tokenizer encode tok photos/ -o tokens")
+                       epilog="Example:  codeword tokenizer train photos/ -o tok    and then    "
+                              "codeword tokenizer encode tok photos/ -o tokens")
     room.command(epilog="Example:  codeword tokenizer train photos/ --quantizer simvq --codebook-size 16384 --minutes 10 -o tok")(train)
     room.command(epilog="Example:  codeword tokenizer encode tok photos/ -o tokens --resume")(encode)
     room.command(epilog="Example:  codeword tokenizer decode tok tokens -o pictures")(decode)
@@ -47,7 +49,8 @@ def train(source: ImagesArgument,
           codebook_size: Annotated[int | None, typer.Option(help="Codewords; same as codebook_size= in the spec. [default: 16384]", min=1,
                                                             show_default=False)] = None,
           network: Annotated[str, typer.Option(help="Encoder and decoder, e.g. conv:width=32.")] = "conv",
-          dim: Annotated[int, typer.Option(help="Width of the latents.", min=1)] = 32,
+          dim: Annotated[int | None, typer.Option(help="Width of the latents. [default: 32; the length of the grid for fsq]", min=1,
+                                                  show_default=False)] = None,
           image_size: Annotated[int | None, typer.Option("--size", help="Side of the training crops. [default: the images' own if all are "
                                                          "small squares, else 64]", min=4, show_default=False)] = None,
           channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; default: what the first image has.", min=1, max=3)] = None,
@@ -72,7 +75,8 @@ def train(source: ImagesArgument,
           eval_every: Annotated[int, typer.Option(help="Steps between looks at held-out images.", min=1)] = 200,
           tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
           skip_bad: SkipBad = False,
-          resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT: same arguments; --steps and --minutes may grow.")] = False,
+          resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT: same arguments, but --steps and "
+                                                           "--minutes may grow.")] = False,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
           seed: Seed = 0, as_json: Json = False) -> None:
     """Train an image tokenizer. Ctrl-C saves; --resume continues."""
@@ -80,14 +84,16 @@ def train(source: ImagesArgument,
     from codeword.tokenizers.train import train as run
     images, held_out = _training_images(source, valid, channels, seed)
     side = image_size or _usual_size(images)
-    settings = Settings(quantizer=_spec(quantizer, codebook_size), network=network, size=side, channels=images.channels, dim=dim,
+    spec = _spec(quantizer, codebook_size)
+    settings = Settings(quantizer=spec, network=network, size=side, channels=images.channels, dim=dim or _usual_dim(spec),
                         batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
-                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
+                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip,
+                        seed=seed).check()
     limits = Limits(steps=steps, minutes=minutes if minutes is not None or steps is not None else 10.0, eval_every=eval_every)
     if dry_run:
         return _train_estimate(images, held_out, settings, limits, as_json)
     began = time.perf_counter()
-    with progress("train", 1.0, as_json) as advance:
+    with progress("train", 1.0, as_json or os.environ.get("LOCAL_RANK", "0") != "0") as advance:
         done = [0.0]
 
         def watch(now: Any) -> None:
@@ -98,6 +104,8 @@ def train(source: ImagesArgument,
                 note(_step_line(now))
         outcome = run(images, held_out, settings, limits, out, resume=resume, skip_bad=skip_bad, devices=devices, accelerator=accelerator,
                       tensorboard=tensorboard, watch=watch)
+    if outcome.rank:  # the first rank speaks for all
+        return
     if outcome.interrupted:
         note(f"stopped at step {outcome.steps}; the same command with --resume continues")
         raise KeyboardInterrupt
@@ -168,13 +176,15 @@ def encode(tokenizer: TokenizerArgument, source: ImagesArgument,
     summary = {"shards": str(out), "images": len(shards), "tokens": shards.places, "bytes": shards.nbytes, "fingerprint": made.fingerprint,
                "images_resumed": before, "skipped": skipped, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(shards), 'image')}, {count(shards.places, 'token')} ({size(shards.nbytes)}), tokenizer {made.fingerprint}",
+        "saved": f"{out}: {count(len(shards), 'image')}, {count(shards.places, 'token')} ({size(shards.nbytes)}), "
+                 f"tokenizer {made.fingerprint}",
         "encoded": f"{count(len(images) - before, 'image')} in {_duration(seconds)}" + (f"; {count(before)} were there" if before else ""),
         **({"skipped": _some(skipped)} if skipped else {})}))
 
 
 def decode(tokenizer: TokenizerArgument,
-           shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by codeword tokenizer encode.", show_default=False)],
+           shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by codeword tokenizer encode.",
+                                                  show_default=False)],
            out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNG images.")],
            items: Annotated[str | None, typer.Option(help="Only these items: numbers, comma lists, ranges such as 0-9.")] = None,
            overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files already.")] = False,
@@ -212,8 +222,8 @@ def evaluate(tokenizer: TokenizerArgument, source: ImagesArgument, image_size: S
 
 
 def report(tokenizer: TokenizerArgument, source: ImagesArgument,
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write. [default: report.html in the tokenizer's folder]",
-                                                    show_default=False)] = None,
+           out: Annotated[Path | None, typer.Option("--out", "-o", show_default=False,
+                                                    help="HTML file to write. [default: report.html beside the tokenizer]")] = None,
            image_size: Size = None,
            limit: Annotated[int, typer.Option(help="Look at the first so many images only.", min=1)] = 2000,
            skip_bad: SkipBad = False, as_json: Json = False) -> None:
@@ -277,6 +287,14 @@ def _spec(quantizer: str, codebook_size: int | None) -> str:
     if takes and "codebook_size" not in options and "bits" not in options:
         return f"{quantizer}{',' if ':' in quantizer else ':'}codebook_size={codebook_size or 16384}"
     return quantizer
+
+
+def _usual_dim(spec: str) -> int:
+    """One token a place: FSQ's grid says how wide that is, other quantizers take any width."""
+    from codeword import catalog
+    name, _, options = catalog.parse(spec)
+    grid = options.get("grid")
+    return len(grid) if name == "fsq" and isinstance(grid, list) else 32
 
 
 def _training_images(source: str, valid: str | None, channels: int | None, seed: int) -> tuple[Images, Images]:

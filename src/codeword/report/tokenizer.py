@@ -90,14 +90,15 @@ def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]
     trained = f"{about['steps']:,} steps in {about['seconds'] / 60:.1f} minutes" if {"steps", "seconds"} <= about.keys() else "unknown"
     grid = "×".join(str(math.ceil(side / tokenizer.factor)) for side in found.originals.shape[1:3])
     facts = {"quantizer": _describe(tokenizer.quantizer), "network": tokenizer.network,
-             "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, {sum(tokenizer.quantizer.widths)} bits each",
+             "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, "
+                       f"{sum(tokenizer.quantizer.widths)} bits each",
              "trained": trained, "fingerprint": tokenizer.fingerprint}
     listed = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
     pictures = base64.b64encode(sheet(found.originals, found.reconstructions, across=12 if found.originals.shape[1] <= 96 else 4)).decode()
     codewords = _codewords(tokenizer)
     chart = (f"<figure>{map_svg(codewords, found.meter.histogram())}</figure>" if codewords is not None else
-             f"<p>No map: a code of this quantizer has {len(levels)} positions of {max(levels):,} symbols at most, not one list of codewords "
-             "that could be drawn.</p>")
+             f"<p>No map: a code of this quantizer has {len(levels)} positions of at most {max(levels):,} symbols, not one list of "
+             "codewords that could be drawn.</p>")
     curves = f"<h2>Training</h2><figure>{curves_svg(rows)}</figure>" if rows else ""
     bad = "".join(f"<li>{html.escape(line)}</li>" for line in found.bad)
     return _PAGE.format(
@@ -135,7 +136,8 @@ def _curves(rows: Sequence[dict[str, float]], ink: str) -> Figure:
         for place, (key, label) in enumerate(lines):
             points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key]) and (not log or row[key] > 0)]
             if points:
-                axis.plot(*zip(*points), color=COLOURS[place], label=label, linewidth=1.7, marker="o" if len(points) < 25 else "", markersize=3.5)
+                axis.plot(*zip(*points), color=COLOURS[place], label=label, linewidth=1.7, markersize=3.5,
+                          marker="o" if len(points) < 25 else "")
         if log:
             axis.set_yscale("log")
         if title == "codebook":

@@ -45,8 +45,9 @@ MEANING = (
     Line("psnr", "PSNR", "{:.2f} dB", "peak signal over error, mean over images; higher is better, about 30 dB looks clean"),
     Line("ssim", "SSIM", "{:.4f}", "structural similarity, 1 is equal"),
     Line("ms_ssim", "MS-SSIM", "{:.4f}", "the same over as many halvings as these images have room for (five need sides of 176)"),
-    Line("frechet", "Frechet distance", "{:.2f}", "between features-cifar10 of originals and reconstructions (a small network of this library: no published FID is "
-         "comparable), 0 is equal; few images raise it"),
+    Line("frechet", "Frechet distance", "{:.2f}",
+         "between features-cifar10 of originals and reconstructions (a small network of this library: no published FID is comparable), "
+         "0 is equal; few images raise it"),
     Line("usage", "codewords in use", "{:.1f} %", "chosen at least once over all these images", 100.0),
     Line("perplexity", "perplexity", "{:,.0f}", "so many equally likely codewords would carry the same information"),
     Line("bits", "bits a pixel", "{:.3f}", "as stored in a packed string: tokens times bits of a token, over pixels"),

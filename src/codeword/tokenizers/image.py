@@ -7,9 +7,9 @@ Images are uint8 or floats in [0, 1], channels first; networks see the floats. A
 network's factor is continued at its right and lower edge by its last pixels, and cut back by ``decode``: the layout of the tokens keeps
 its shape. ``train.py`` trains it; ``Autoencoder`` in nets/conv.py is its bare frame.
 
-One file holds it all, by the rules of ``io/objects``: {"channels", "likelihood", "network", "size"} and the quantizer's own record, then tensors
-encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts for
-nothing.
+One file holds it all, by the rules of ``io/objects``: {"channels", "likelihood", "network", "size"} and the quantizer's own record, then
+tensors encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts
+for nothing.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class ImageTokenizer(nn.Module):
                  likelihood: bool = False) -> None:
         super().__init__()
         if channels not in (1, 3) or not 1 <= size <= MAX_SIDE:
-            raise CodewordError(f"a tokenizer got channels={channels} and size={size}; 1 or 3 channels and 1..{MAX_SIDE} pixels are allowed")
+            raise CodewordError(f"a tokenizer got channels={channels} and size={size}; 1 or 3 and 1..{MAX_SIDE} pixels are allowed")
         made = catalog.make(quantizer, dim) if isinstance(quantizer, str) else quantizer
         if made.side_count:
-            raise Unsupported(f"{made.name} keeps {made.side_count} floats beside its indices; tokens are indices alone: take another quantizer")
+            raise Unsupported(f"{made.name} keeps {made.side_count} floats beside its indices; tokens are indices alone, so take another")
         self.network, self.channels, self.size, self.likelihood = networks.canonical_spec(network), channels, size, likelihood
         built = networks.build(self.network, channels=channels, outputs=2 * channels if likelihood else channels, dim=made.dim, size=size)
         if size % built.factor:
-            raise CodewordError(f"images of {size} pixels cannot be trained on: the factor {built.factor} of {self.network} does not divide them")
+            raise CodewordError(f"{self.network} halves images to 1/{built.factor}; a size of {size} does not divide by that")
         self.factor, self._only_size = built.factor, built.size
         self.encoder, self.quantizer, self.decoder = built.encoder, made, built.decoder
         self.about: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor | np.ndarray) -> Tokens:
-        """Tokens (b, h w, positions) of uint8 or [0, 1] images (b, channels, height, width). Raises ShapeError for other shapes or values."""
+        """Tokens (b, h w, positions) of uint8 or [0, 1] images (b, channels, height, width). Raises ShapeError for others."""
         x = self.pixels(images)
         shape = (self.channels, *x.shape[2:])
         codes = self.quantizer.encode(self._eval(self.latents, self._pad(x)))
@@ -109,7 +109,8 @@ class ImageTokenizer(nn.Module):
         """(b, channels, height, width) images, checked, as float32 in [0, 1] on the tokenizer's device."""
         x = torch.as_tensor(images)
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1 or max(x.shape[2:]) > MAX_SIDE:
-            raise ShapeError(f"images have shape {tuple(x.shape)}; (b, {self.channels}, height, width) with sides of 1..{MAX_SIDE} is needed")
+            raise ShapeError(f"images have shape {tuple(x.shape)}; (b, {self.channels}, height, width) with sides of 1..{MAX_SIDE} is "
+                             "needed")
         if x.dtype == torch.uint8:
             return from_bytes(x.to(self.quantizer.device))
         if not x.is_floating_point():

@@ -43,7 +43,8 @@ def _conv(channels: int, outputs: int, dim: int, size: int, *, width: int) -> Ne
     return Network(conv.encoder(channels, dim, width=width), conv.decoder(outputs, dim, width=width), 4)
 
 
-def _vqgan(channels: int, outputs: int, dim: int, size: int, *, width: int, multipliers: list[int], blocks: int, attention: bool) -> Network:
+def _vqgan(channels: int, outputs: int, dim: int, size: int, *, width: int, multipliers: list[int], blocks: int,
+           attention: bool) -> Network:
     options: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention}
     encoder = vqgan.ConvEncoder(channels, dim, **options)
     return Network(encoder, vqgan.ConvDecoder(outputs, dim, **options), encoder.factor)
@@ -96,7 +97,8 @@ def _check_option(name: str, key: str, value: Any, default: Any) -> None:
         good = isinstance(value, list) <= isinstance(default, list) and len(items) <= 8 \
             and all(type(item) is int and 1 <= item <= most for item in items)
     if not good:
-        raise CodewordError(f"network {name} got {key}={value!r}; {'true or false' if isinstance(default, bool) else f'1..{most}'} is allowed")
+        allowed = "true or false" if isinstance(default, bool) else f"1..{most}"
+        raise CodewordError(f"network {name} got {key}={value!r}; {allowed} is allowed")
 
 
 def _spell(value: Any) -> str:

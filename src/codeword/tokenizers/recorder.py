@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from codeword.tokenizers.train import Run
 
 LOG = "log.csv"
-COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator", "quantizer",
-           "gradient",
+COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator",
+           "quantizer", "gradient",
            "usage", "perplexity", "perplexity_share", "valid_psnr", "valid_error")
 SAMPLES = 16
 
@@ -42,13 +42,17 @@ class Recorder:
         """Losses of one step."""
         self._sums.append(sums)
 
+    def check(self) -> None:
+        """CodewordError where a loss since the last row was not finite: asked before each row and each checkpoint."""
+        if self._sums and not bool(torch.isfinite(torch.stack([sums["loss"] for sums in self._sums])).all()):
+            raise CodewordError(f"the loss is no longer finite at step {self.run.step}; a smaller learning rate, or --precision 32, helps")
+
     def note(self) -> dict[str, float]:
         """A row of the log: means since the last one. Raises CodewordError where the loss is no longer finite."""
+        self.check()
         run = self.run
         means = {key: float(torch.stack([sums[key].float().cpu() for sums in self._sums if key in sums]).mean())
                  for key in self._sums[-1]}
-        if not np.isfinite(means["loss"]):
-            raise CodewordError(f"the loss is no longer finite at step {run.step}; a smaller learning rate, or --precision 32, helps")
         row = {"step": float(run.step), "seconds": run.seconds, "images": float(run.step * run.batches.batch_size), **means,
                **usage_statistics(run.meter)}
         run.meter = UsageMeter(run.meter.levels)

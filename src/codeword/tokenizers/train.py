@@ -43,8 +43,8 @@ from codeword.tokenizers.recorder import LOG, Recorder
 
 FIT_ROWS = 1 << 16
 """Latents that the quantizer is fitted on before the first step, at least; and at least four a codeword, up to four times this."""
-PLAN_AFTER, PLAN_EVERY = 8, 0.04
-"""Steps before the first plan of a run with a time limit; and how much of the time passes between plans."""
+PLAN_AFTER, PLANS = 8, 20
+"""Steps before the first plan of a run with a time limit; and into how many parts each plan divides what is left before the next."""
 RESERVE = 0.03
 """Share of the time limit that evaluation and saving get."""
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
@@ -84,8 +84,10 @@ class Settings:
             ("shape", self.shape in schedule.SHAPES, ", ".join(schedule.SHAPES)), ("warmup", self.warmup >= 0, "at least 0"),
             ("hold", 0 <= self.hold < 1, "0 up to 1"), ("clip", self.clip > 0, "above 0"), ("ema", 0 <= self.ema < 1, "0 up to 1"),
             ("gan", self.gan >= 0, "at least 0"),
-            ("discriminator", self.discriminator in objective.DISCRIMINATORS, ", ".join(objective.DISCRIMINATORS)), ("gan_start", 0 <= self.gan_start <= 1, "0 to 1"),
-            ("start", self.start in ("data", "random"), "data, random"), ("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS)),
+            ("discriminator", self.discriminator in objective.DISCRIMINATORS, ", ".join(objective.DISCRIMINATORS)),
+            ("gan_start", 0 <= self.gan_start <= 1, "0 to 1"),
+            ("start", self.start in ("data", "random"), "data, random"),
+            ("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS)),
         ]
         for name, good, allowed in rules:
             if not good:
@@ -117,7 +119,8 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """``tokenizer`` with averaged weights; steps done; seconds trained in all; rows of the log; whether an interrupt ended it."""
+    """``tokenizer`` with averaged weights; steps done; seconds trained in all; rows of the log (of rank 0); whether an interrupt ended it;
+    images left out by this rank; which rank this is."""
 
     tokenizer: ImageTokenizer
     steps: int
@@ -125,6 +128,7 @@ class Outcome(NamedTuple):
     rows: list[dict[str, float]]
     interrupted: bool
     bad: list[str]
+    rank: int
 
 
 def train(images: Images, valid: Images, settings: Settings, limits: Limits, folder: str | Path, *, resume: bool = False,
@@ -242,15 +246,16 @@ class Run:
     def __init__(self, images: Images, valid: Images, settings: Settings, limits: Limits, folder: Path, fabric: Any, skip_bad: bool,
                  resume: bool) -> None:
         self.settings, self.limits, self.folder, self.fabric, self.valid = settings, limits, folder, fabric, valid
-        self.batches = Batches(images, size=settings.size, batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip,
-                               skip_bad=skip_bad, rank=fabric.global_rank, world=fabric.world_size)
+        self._began = time.monotonic()
+        options: dict[str, Any] = {"size": settings.size, "batch_size": settings.batch_size, "seed": settings.seed, "flip": settings.flip,
+                                   "skip_bad": skip_bad}
+        self.batches = Batches(images, **options, rank=fabric.global_rank, world=fabric.world_size)
         self.tokenizer = new_tokenizer(settings).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.total = limits.steps or 0
         held = checkpoint.read(folder / "checkpoint.cw", settings) if resume and (folder / "checkpoint.cw").exists() else None
         if held is None:
-            alone = Batches(images, size=settings.size, batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip, skip_bad=True)
-            start_quantizer(self.tokenizer, alone.stream(0), settings)
+            start_quantizer(self.tokenizer, Batches(images, **options).stream(0), settings)
         else:
             self.tokenizer.quantizer.restore(held.structure)
         self.losses = objective.Objective(settings).to(fabric.device)
@@ -261,15 +266,15 @@ class Run:
             self._restore(held)
         self.model, self.optimizer = fabric.setup(self.tokenizer, self.optimizer)
         self.losses.setup(fabric)
-        self._spoken = time.monotonic()
+        self._starting = time.monotonic() - self._began
         self.meter = UsageMeter(self.tokenizer.quantizer.levels)
 
     # ------------------------------------------------------------------ the loop
 
     def loop(self, recorder: Any, watch: Callable[[Progress], None], job: Any) -> Outcome:
         """Steps until the limits are reached or an interrupt comes."""
-        limits, began, saved = self.limits, time.monotonic() - self.seconds, time.monotonic()
-        planned, interrupted = 0.0, False
+        limits, saved, interrupted = self.limits, time.monotonic(), False
+        began, next_plan = self._began - self.seconds, self.step + PLAN_AFTER
         stream = self.batches.stream(self.step)
         if recorder:
             recorder.begin(self.step)
@@ -281,10 +286,9 @@ class Run:
                 if recorder:
                     recorder.take(sums)
                 self.seconds = time.monotonic() - began
-                if limits.minutes is not None and self.step >= PLAN_AFTER \
-                        and (not planned or self.seconds - planned > PLAN_EVERY * 60 * limits.minutes):
-                    planned = self.seconds
+                if limits.minutes is not None and self.step >= next_plan:  # the same steps on every rank: planning is collective
                     self._plan()
+                    next_plan = self.step + max(1, (self.total - self.step) // PLANS)
                 last = self._over()
                 row = None
                 looking = self.step % limits.eval_every == 0 or last
@@ -296,11 +300,13 @@ class Run:
                     interrupted = not last
                     break
                 if recorder and not last and time.monotonic() - saved > limits.save_seconds:
+                    recorder.check()
                     self.save()
                     saved = time.monotonic()
                 watch(Progress(self.step, self.total, self.seconds, row))
         stream.close()  # type: ignore[attr-defined]
         if recorder:
+            recorder.check()
             self.save()
             job.log(f"{'interrupted' if interrupted else 'finished'} at step {self.step} of {self.total}")
             recorder.close()
@@ -308,7 +314,7 @@ class Run:
         if recorder and not interrupted:
             done.save(self.folder / "tokenizer.cw")
         return Outcome(done, self.step, self.seconds, recorder.rows if recorder else [], interrupted,
-                       [f"{bad.name}: {bad.reason}" for bad in self.batches.bad.values()])
+                       [bad.reason for bad in self.batches.bad.values()], self.fabric.global_rank)
 
     def train_step(self, x: Tensor) -> dict[str, Tensor]:
         """One step on pixels in [0, 1]; returns detached losses."""
@@ -359,7 +365,7 @@ class Run:
         limits = self.limits
         assert limits.minutes is not None
         left = max(0.0, 60 * limits.minutes * (1 - RESERVE) - self.seconds)
-        total = self.step + max(1, round(left / (self.seconds / self.step)))
+        total = self.step + round(left / ((self.seconds - self._starting) / self.step))
         total = min(total, limits.steps or total)
         self.total = int(self.fabric.broadcast(total)) if self.fabric.world_size > 1 else total
 
@@ -377,7 +383,8 @@ class Run:
     def _average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step)) if self.settings.ema else 0.0
         own = dict(self.tokenizer.named_parameters())
-        torch._foreach_lerp_([self.average[name] for name in own], [p.detach() for p in own.values()], 1 - decay)
+        for name, parameter in own.items():
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     def _restore(self, held: checkpoint.Held) -> None:
         self.tokenizer.load_state_dict(held.model)
