@@ -440,6 +440,7 @@ NB_MODULE(_native, m) {
     watch_forks();
     bind_adjust(m);
     bind_bits(m);
+    bind_searcher(m);
     bind_search(m);
     bind_e8(m);
     bind_pyramid(m);

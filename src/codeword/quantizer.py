@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -196,29 +196,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Quantized:
         """Quantize (..., dim) differentiably. ``mask`` (...) False rows get zero values, length 0, and no influence.
         Pure: no state changes, no value checks (NaN propagates), safe under autocast and ``torch.compile``."""
-        if not torch.compiler.is_compiling():
-            self._require_fitted("forward")
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise ShapeError(f"{self.name}.forward got {getattr(x, 'dtype', type(x).__name__)}; a floating-point tensor is needed")
-        if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise ShapeError(f"{self.name}.forward got shape {tuple(x.shape)}; (..., {self.dim}) is needed")
-        lead = x.shape[:-1]
-        if mask is not None and mask.shape != lead:
-            raise ShapeError(f"{self.name}.forward got a mask of shape {tuple(mask.shape)}; {tuple(lead)} is needed")
-        with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, self.dim).float()
-            keep = None if mask is None else mask.reshape(-1).to(torch.bool)
-            if keep is not None:  # NaN in padding must not leak through 0 * NaN
-                rows = torch.where(keep.unsqueeze(-1), rows, torch.zeros((), device=rows.device))
-            values, index, side, loss, stats = self._forward(rows, keep)
-            if keep is not None:
-                values = torch.where(keep.unsqueeze(-1), values, torch.zeros((), device=values.device))
-        codes = Codes(
-            index.to(self.index_dtype).reshape(*lead, len(self.levels)),
-            side.to(self.side_dtype).reshape(*lead, self.side_count) if side is not None else None,
-            None if keep is None else (keep.to(torch.int32) * len(self.levels)).reshape(lead),
-        )
-        return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
+        return self._forward_with(x, mask, self._forward)
 
     def update(self, out: Quantized) -> Report:
         """Move codebooks that follow the data instead of the gradient (EMA, revival) from the statistics of ``out``.
@@ -371,6 +349,34 @@ class Quantizer(nn.Module):
     def index_dtype(self) -> torch.dtype:
         """Smallest unsigned type that holds max(levels) - 1."""
         return arrays.unsigned_dtype(max(self.levels))
+
+    def _forward_with(self, x: Tensor, mask: Tensor | None, forward: Callable[[Tensor, Tensor | None], tuple],
+                      lengths: Tensor | None = None) -> Quantized:
+        """All that ``forward`` does around ``_forward``, or around another such function that uses ``lengths`` (...) int32 positions of each
+        row's code."""
+        if not torch.compiler.is_compiling():
+            self._require_fitted("forward")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ShapeError(f"{self.name}.forward got {getattr(x, 'dtype', type(x).__name__)}; a floating-point tensor is needed")
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise ShapeError(f"{self.name}.forward got shape {tuple(x.shape)}; (..., {self.dim}) is needed")
+        lead = x.shape[:-1]
+        if mask is not None and mask.shape != lead:
+            raise ShapeError(f"{self.name}.forward got a mask of shape {tuple(mask.shape)}; {tuple(lead)} is needed")
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, self.dim).float()
+            keep = None if mask is None else mask.reshape(-1).to(torch.bool)
+            if keep is not None:  # NaN in padding must not leak through 0 * NaN
+                rows = torch.where(keep.unsqueeze(-1), rows, torch.zeros((), device=rows.device))
+            values, index, side, loss, stats = forward(rows, keep)
+            if keep is not None:
+                values = torch.where(keep.unsqueeze(-1), values, torch.zeros((), device=values.device))
+        codes = Codes(
+            index.to(self.index_dtype).reshape(*lead, len(self.levels)),
+            side.to(self.side_dtype).reshape(*lead, self.side_count) if side is not None else None,
+            lengths if keep is None else (keep.to(torch.int32) * (len(self.levels) if lengths is None else lengths.reshape(-1))).reshape(lead),
+        )
+        return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
 
     def _decode_some(self, indices: Tensor, side: Tensor | None, lengths: Tensor | None) -> Tensor:
         values = self._decode(indices, side)

@@ -40,6 +40,8 @@ def _nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         distances = torch.empty(x.shape[0], dtype=torch.float32)
         _native().nearest(x.numpy(), codebook.numpy(), indices.numpy(), distances.numpy(), dispatch.num_threads())
         return indices, distances
+    if dispatch.choice("nearest", x.device) == "triton":
+        return dispatch.triton().nearest(x, codebook)
     return reference.nearest(x, codebook)
 
 
@@ -225,6 +227,10 @@ def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | Non
         w = None if weights is None else weights.numpy()
         _native().segment_sum(x.numpy(), labels.numpy(), w, sums.numpy(), counts.numpy(), dispatch.num_threads())
         return sums, counts
+    if dispatch.choice("segment_sum", x.device) == "triton":
+        sums, counts = x.new_zeros(segments, x.shape[1], dtype=torch.float64), x.new_zeros(segments, dtype=torch.float64)
+        dispatch.triton().segment_add(sums, counts, x, labels, weights)
+        return sums, counts
     return reference.segment_sum(x, labels, segments, weights)
 
 
@@ -252,8 +258,53 @@ class SegmentSum:
         if dispatch.choice("segment_sum", x.device) == "native":
             w = None if weights is None else weights.numpy()
             _native().segment_sum(x.numpy(), labels.numpy(), w, self.sums.numpy(), self.counts.numpy(), dispatch.num_threads())
+        elif dispatch.choice("segment_sum", x.device) == "triton":
+            dispatch.triton().segment_add(self.sums, self.counts, x, labels, weights)
         else:
             reference.segment_add(self.sums, self.counts, x, labels, weights)
+
+
+def gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    """codebook (k, d) float32, indices (n,) int64 -> the chosen codewords (n, d), differentiable. The gradient of a codeword is the sum of
+    its rows' gradients, by ``segment_sum`` (float64, in the order of the rows) rounded once to float32: the same bits on every device."""
+    if codebook.ndim != 2 or indices.ndim != 1:
+        raise ShapeError(f"gather got a codebook {tuple(codebook.shape)} and indices {tuple(indices.shape)}; (k, d) and (n,) are needed")
+    return dispatch.run(_gather, codebook.float(), indices.to(torch.int64))
+
+
+@torch.library.custom_op("codeword::gather", mutates_args=())
+def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    return codebook.index_select(0, indices)
+
+
+@_gather.register_fake
+def _(codebook: Tensor, indices: Tensor) -> Tensor:
+    return codebook.new_empty(indices.shape[0], codebook.shape[1])
+
+
+@torch.library.custom_op("codeword::gather_backward", mutates_args=())
+def _gather_backward(grad: Tensor, indices: Tensor, size: int) -> Tensor:
+    if dispatch.choice("segment_sum", grad.device) == "triton":
+        return dispatch.triton().gathered(grad.contiguous(), indices.contiguous(), size)
+    return _segment_sum(grad.contiguous(), indices.contiguous(), size, None)[0].float()
+
+
+@_gather_backward.register_fake
+def _(grad: Tensor, indices: Tensor, size: int) -> Tensor:
+    return grad.new_empty(size, grad.shape[1])
+
+
+def _gather_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.size = inputs[0].shape[0]  # type: ignore[attr-defined]
+
+
+def _gather_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
+    (indices,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _gather_backward(grad, indices, ctx.size), None  # type: ignore[attr-defined]
+
+
+_gather.register_autograd(_gather_grad, setup_context=_gather_setup)
 
 
 def _check_labels(labels: Tensor, segments: int) -> None:

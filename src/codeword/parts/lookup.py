@@ -8,10 +8,11 @@ A quantizer says what its tables and terms are; this file does the rest. Two rec
     slices (PQ, OPQ: x^ = [c_1 ..])    |c_k|^2 - 2<q, c_k>  2<c, x^>, none if c = 0  -<q, c_k>     none
     sums (RVQ, AQ: x^ = sum_m c_m)     -2<q, c_k>           |x^|^2 + 2<c, x^>        -<q, c_k>     none
 
-    class of the quantizer   Lookup, which has everything of Scannable but these two:
+    class of the quantizer   Lookup, which has everything of Scannable but these:
     pack(codes, given)       lookup.pack_slices(self, codes, given), or lookup.pack(indices, self.levels, terms or None)
     prepare(queries, metric) lookup.slice_tables(queries, codebooks, metric, self.name), lookup.sum_tables(...), or
                              lookup.Query(tables (q, M, max(levels)), metric)
+    recipe(metric)           lookup.slice_recipe(...) or lookup.sum_recipe(...): prepare for a search in one native call
 
 Bytes per row: M codes of 4, 8 or 16 bits, the fewest that hold the largest level, M rounded up to a multiple of 4 for 4 bits; 4 for the
 term where there is one.
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import Unsupported
-from codeword.ops import lut_blocks
+from codeword.ops import lut_blocks, searcher
 from codeword.ops.lut_blocks import Blocks
 from codeword.parts import arrays
 from codeword.parts import rows as row_sums
@@ -121,6 +122,17 @@ def slice_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> 
     factor, books = require_metric(metric, name), books_of(codebooks)
     slices = queries.float().reshape(len(queries), *books.turned.shape[:2])
     return Query(ops.lut_tables(slices, books.turned, factor, books.squares if metric == "l2" else None), metric)
+
+
+def slice_recipe(codebooks: Tensor, metric: str, name: str, rotation: Tensor | None = None) -> searcher.Recipe:
+    """The same for ``ops.searcher``: of queries, or of queries times ``rotation``."""
+    factor, books = require_metric(metric, name), books_of(codebooks)
+    return searcher.Slices(books.turned, books.squares if metric == "l2" else None, factor, rotation)
+
+
+def sum_recipe(codebooks: Tensor, metric: str, name: str) -> searcher.Recipe:
+    """Of the recipe for sums: ``codebooks`` (M, K, dim)."""
+    return searcher.Sums(codebooks.detach(), require_metric(metric, name))
 
 
 def sum_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> Query:

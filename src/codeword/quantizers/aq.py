@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from codeword.errors import CodewordError
+from codeword.ops.searcher import Recipe
 from codeword.parts import additive, lookup, random
 from codeword.parts.moments import moments
 from codeword.parts.threads import one_thread
@@ -111,6 +112,9 @@ class AQ(lookup.Lookup):
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): -2<q, c> for l2, -<q, c> for ip; a query's are the same alone and in a batch."""
         return lookup.sum_tables(queries, self.codebooks.detach(), metric, self.name)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
 
     # ------------------------------------------------------------------ helpers
 

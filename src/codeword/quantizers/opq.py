@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from codeword import ops
+from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
 from codeword.parts.pca import pca
 from codeword.quantizer import Codes, Packed, Report
@@ -107,6 +108,9 @@ class OPQ(lookup.Lookup):
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K) of the rotated queries, as PQ's."""
         return lookup.slice_tables(ops.project(queries.float(), self.rotation), self.codebooks, metric, self.name)
+
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.slice_recipe(self.codebooks, metric, self.name, self.rotation)
 
     # ------------------------------------------------------------------ fitting
 
