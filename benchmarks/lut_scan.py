@@ -4,9 +4,9 @@
 
 faiss trains the codebooks and encodes; its centroids and codes are copied into our layout. The first rows of VECTORS are the queries.
 A list in cache is 20,000 rows of the data; one in memory is 8 million rows, made from those codes by joining halves of different rows.
-Both are timed from raw queries to the ten nearest ids, Index.search beside faiss' search, in interleaved rounds; the median counts. With one
-thread the clock is the thread's processor time, else the wall's; then each measurement begins with a pause and a call that does not count,
-because the libraries' threads spin for some milliseconds after a call, on a core that the other's want.
+Both are timed from raw queries to the ten nearest ids, Index.search beside faiss' search, in interleaved rounds; the median counts. With
+one thread the clock is the thread's processor time, else the wall's; then each measurement begins with a pause and a call that does not
+count, because the libraries' threads spin for some milliseconds after a call, on a core that the other's want.
 
     bits, books, bytes           of a code, look-ups a row, bytes of codes a row
     rows, queries, threads       of one call

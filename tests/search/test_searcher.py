@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from codeword.search.index import Index
 from tests.search.support import blobs
 
 NATIVE = dispatch.native()
-pytestmark = pytest.mark.skipif(NATIVE is None or dispatch.choice("bit_scan") != "native", reason="the compiled module is absent or not in use")
+pytestmark = pytest.mark.skipif(NATIVE is None or dispatch.choice("bit_scan") != "native",
+                                reason="the compiled module is absent or not in use")
 
 DIM = 20
 QUANTIZERS = {
@@ -29,7 +32,7 @@ QUANTIZERS = {
 }
 
 
-def filled(name: str, metric: str, nlist: int | None, **options: object) -> tuple[Index, np.ndarray]:
+def filled(name: str, metric: str, nlist: int | None, **options: Any) -> tuple[Index, np.ndarray]:
     """An index of three segments with equal rows in different ones and tombstones, and queries: rows, far ones, a zero."""
     x = blobs(400, DIM, seed=1) + (3 if metric == "ip" else 0)
     index = Index(dim=DIM, metric=metric, quantizer=QUANTIZERS[name](), nlist=nlist, **options)
@@ -49,7 +52,7 @@ def seal(index: Index) -> None:
 
 
 
-def by_definition(index: Index, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, **options: object) -> codeword.Hits:
+def by_definition(index: Index, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, **options: Any) -> codeword.Hits:
     with monkeypatch.context() as patch:
         patch.setattr(Index, "_native", lambda self, schema, views: None)
         return index.search(queries, **options)
@@ -98,7 +101,7 @@ def test_what_changes_is_noticed(monkeypatch):
     index.remove([5])
     again = index.search(queries)
     assert np.array_equal(again.ids, first.ids) and np.array_equal(again.distances, first.distances)
-    index.quantizer.codebooks.mul_(2)  # not what an index is for, but its answers follow
+    torch.as_tensor(index.quantizer.codebooks).mul_(2)  # not what an index is for, but its answers follow
     want = by_definition(index, queries, monkeypatch)
     found = index.search(queries)
     assert not np.array_equal(found.distances, first.distances)
@@ -146,12 +149,14 @@ def test_the_native_class_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="twice"):
         searcher.set_sums(np.zeros((8, 4), np.float32), 1, 4, -1.0)
     with pytest.raises(ValueError, match="table codes"):
-        searcher.add_codes(np.zeros((1, 1, 64), np.uint8), 4, None, np.zeros(32, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), None, 1)
+        none = np.zeros(1, np.int64)
+        searcher.add_codes(np.zeros((1, 1, 64), np.uint8), 4, None, np.zeros(32, np.int64), none, none, None, 1)
     block = (np.zeros((1, 1, 32), np.uint8), np.zeros((1, 3, 32), np.float32), np.zeros(1, np.float32), None, None, np.arange(32))
     with pytest.raises(ValueError, match="span"):
         searcher.add_bits(*block, np.zeros(1, np.int64), np.full(1, 33), None, 1)
     searcher.add_bits(*block, np.zeros(1, np.int64), np.full(1, 32), None, 32)
-    for arguments in ((rows[:, :7], out, ids), (rows.astype(np.float64), out, ids), (rows, out[:1], ids), (rows, out, ids.astype(np.int32))):
+    bad = ((rows[:, :7], out, ids), (rows.astype(np.float64), out, ids), (rows, out[:1], ids), (rows, out, ids.astype(np.int32)))
+    for queries, distances, numbers in bad:
         with pytest.raises((ValueError, BufferError)):
-            searcher.search(arguments[0], 3, 1, 1, *arguments[1:], None, None)
+            searcher.search(queries, 3, 1, 1, distances, numbers, None, None)
     assert searcher.search(rows, 3, 1, 1, out, ids, None, None) and ids.tolist() == [[0, 1, 2]] * 2
