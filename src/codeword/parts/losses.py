@@ -108,7 +108,8 @@ def parse(name: str, text: str | None) -> dict[str, float]:
 def penalties(weights: Mapping[str, float], rows: Tensor, codebook: Tensor, indices: Tensor, keep: Tensor | None,
               temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the terms in ``weights`` and each term by name, detached. rows (n, d), codebook (K, d), indices (n,)."""
-    size, terms = len(codebook), dict[str, Tensor]()
+    size = len(codebook)
+    terms: dict[str, Tensor] = {}
     for term in OF_THE_CODEBOOK:
         if term in weights:
             used = histogram(indices, size, keep) > 0 if term == "active_orthogonality" else None
