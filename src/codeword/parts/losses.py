@@ -90,7 +90,8 @@ def orthogonality(codebook: Tensor, used: Tensor | None = None) -> Tensor:
 
 
 def parse(name: str, text: str | None) -> dict[str, float]:
-    """Weights by term of "orthogonality:0.1+diversity:0.01", none of None; CodewordError where a term is unknown, twice there or not weighed."""
+    """Weights by term of "orthogonality:0.1+diversity:0.01", none of None; CodewordError where a term is unknown, twice there or
+    without a positive weight."""
     found: dict[str, float] = {}
     for item in () if text is None else text.split("+"):
         term, _, weight = item.partition(":")
