@@ -54,7 +54,7 @@ def test_identity_decoder_gives_the_gradient_once(spec: str) -> None:
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_every_stage_holds_the_encoder(beam: int) -> None:
-    """Commitment of a later stage reaches x through the residual, whose codewords are constants: d loss / d x = 2 beta sum_m r_m / (n d)."""
+    """Commitment of a later stage reaches x through the residual, whose codewords are constants: 2 beta sum_m r_m / (n d)."""
     rvq = codeword.RVQ(dim=4, num_codebooks=3, codebook_size=4, beam=beam, commitment=0.7).fit(normal(100, 4))
     x = normal(10, 4, 1).requires_grad_()
     out = rvq(x)
@@ -354,7 +354,8 @@ def test_codes_with_lengths_survive_a_file(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", ["vq:codebook_size=8,learning=ema,decay=0.5,revival=0.3", "vq:codebook_size=8",
-                                  "rvq:num_codebooks=2,codebook_size=4,learning=ema", "product(vq:codebook_size=4,learning=ema;fsq:grid=3x3)"])
+                                  "rvq:num_codebooks=2,codebook_size=4,learning=ema",
+                                  "product(vq:codebook_size=4,learning=ema;fsq:grid=3x3)"])
 def test_auto_update_does_what_update_by_hand_does(spec: str) -> None:
     by_hand = codeword.make(spec, 4).fit(normal(50, 4)).train()
     auto = codeword.AutoUpdate(copy.deepcopy(by_hand)).train()
