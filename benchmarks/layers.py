@@ -7,9 +7,9 @@ normal tokens (n x dim) and a codebook of standard normal codewords. The product
 computed in blocks of rows into one preallocated buffer, and nothing is done with it; a residual's is taken once for each stage. All
 layers of a case and the product alternate in one run. Columns: layer; library; tokens; dim; codebook_size; num_codebooks; threads; forward,
 backward and update in seconds (median; processor time of the thread for one thread, else wall clock); forward and backward over the product
-in the same run (median of the ratios); peak_mib: largest memory of a step beyond what it had before, of a child process of its own (VmHWM,
-where the system tells). vector-quantize-pytorch builds tables of tokens x codewords; where they would need more than ``--peer-mib`` it is left
-out.
+in the same run (median of the ratios); peak_mib: largest memory of a step beyond what it had before, of a child process of its own
+(VmHWM, where the system tells). vector-quantize-pytorch builds tables of tokens x codewords; where they would need more than
+``--peer-mib`` it is left out.
 
 To add a layer: a line in ``LAYERS`` that builds it, and its name in ``CASES``.
 """
@@ -217,8 +217,9 @@ def main() -> None:
         names = [name for name in case.layers if name in arguments.only]
         for row in measure(case, arguments.threads, 1 if arguments.quick else arguments.repeats, names, arguments.peer_mib, True):
             rows.append(row)
+            memory = "" if row[12] is None else f", {row[12]:8.1f} MiB"
             print(f"{row[0]:26} {row[2]} x {row[3]}, {row[5]} x {row[4]:6}: forward {row[7]:8.4f} s {row[10]:7.3f} x, "
-                  f"backward {row[8]:8.4f} s {row[11]:7.3f} x, update {row[9]:7.4f} s" + ("" if row[12] is None else f", {row[12]:8.1f} MiB"), flush=True)
+                  f"backward {row[8]:8.4f} s {row[11]:7.3f} x, update {row[9]:7.4f} s{memory}", flush=True)
     if arguments.quick and arguments.out == parser.get_default("out"):
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
