@@ -14,7 +14,7 @@ build/native/build.ninja: CMakeLists.txt Makefile
 # ---------------------------------------------------------------- a fresh machine: Python >= 3.11 and a C++20 compiler, nothing else
 
 PYTHON3 ?= python3
-SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.npy' -o -name '*.txt' \))
+SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.npy' -o -name '*.txt' -o -name '*.gz' -o -name '*.safetensors' \))
 # PIP_CONSTRAINT reaches the isolated build as well, -c would not.
 INSTALL = PIP_CONSTRAINT=constraints.txt .venv/bin/python -m pip install --disable-pip-version-check --quiet
 

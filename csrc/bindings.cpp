@@ -214,7 +214,7 @@ void nearest(In x_, In codebook_, Out indices_, Out distances_, int64_t num_thre
     });
 }
 
-// Codewords a group of the bounds of tracked rows, 0 where tracking is slower than starting anew. As many rows as would use everything.
+// Codewords a group of the bounds of tracked rows, 0 where there is no tracking. As many rows as would use everything.
 constexpr int64_t MANY = int64_t{1} << 40;
 
 int64_t nearest_group_codes(int64_t k, int64_t d) {
@@ -227,6 +227,13 @@ int64_t nearest_group_codes(int64_t k, int64_t d) {
         book.bytes.codes_per_group = BytesCodebook::group_codes(k);
     }
     return CODEWORD_PICK(nearest_group)(book);
+}
+
+// Whether the bounds repay what keeping them costs, over the 25 steps of a k-means, as measured on embeddings and pixels: by the products
+// of a row, which they save some of.
+bool nearest_tracking_pays(int64_t k, int64_t d) {
+    int64_t least = CODEWORD_PICK(nearest_bytes)(MANY, k, d) ? 1 << 17 : 1 << 14;
+    return nearest_group_codes(k, d) && k >= (least + d - 1) / d;
 }
 
 // nearest for rows whose indices and bounds of the groups are known from before the codebook moved by shifts; none: for new rows.
@@ -433,12 +440,14 @@ NB_MODULE(_native, m) {
     watch_forks();
     bind_adjust(m);
     bind_bits(m);
+    bind_searcher(m);
     bind_search(m);
     bind_e8(m);
     bind_pyramid(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));
     m.def("nearest_group", &nearest_group_codes, nb::arg("k"), nb::arg("d"), "Codewords a group of nearest_tracked; 0: not tracked.");
+    m.def("nearest_tracking_pays", &nearest_tracking_pays, nb::arg("k"), nb::arg("d"), "Whether nearest_tracked is faster than nearest.");
     m.def("nearest_tracked", &nearest_tracked, nb::arg("x"), nb::arg("codebook"), nb::arg("shifts").none(), nb::arg("indices"),
           nb::arg("distances"), nb::arg("bounds"), nb::arg("num_threads"));
     m.def("pack", &pack, nb::arg("indices"), nb::arg("widths"), nb::arg("bytes"), nb::arg("num_threads"),

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <vector>
 
 #include "additive_search/additive_search.h"
 #include "adjust/adjust.h"
@@ -13,6 +12,7 @@
 #include "lut_scan/lut_scan.h"
 #include "lut_tables/lut_tables.h"
 #include "pool.h"
+#include "runs.h"
 #include "spans.h"
 
 namespace codeword {
@@ -68,21 +68,6 @@ void grid_code(In magnitudes, int64_t cells, Out out_, int64_t num_threads) {
     });
 }
 
-// Part p of parts of all blocks that the spans visit: body(index of the span, start, stop).
-template <class Body>
-void part_of_spans(const int64_t* spans, int64_t probes, int64_t part, int64_t parts, Body&& body) {
-    auto blocks_of = [&](int64_t i) { return spans[2 * i] < spans[2 * i + 1] ? (spans[2 * i + 1] - spans[2 * i] + LUT_BLOCK - 1) / LUT_BLOCK : 0; };
-    int64_t total = 0;
-    for (int64_t i = 0; i < probes; ++i) total += blocks_of(i);
-    const int64_t share = total / parts, rest = total % parts;
-    const int64_t first = part * share + std::min(part, rest), last = (part + 1) * share + std::min(part + 1, rest);
-    for (int64_t i = 0, at = 0; i < probes && at < last; ++i) {
-        const int64_t count = blocks_of(i), from = std::max<int64_t>(0, first - at), to = std::min(count, last - at);
-        if (from < to) body(i, spans[2 * i] + from * LUT_BLOCK, std::min(spans[2 * i + 1], spans[2 * i] + to * LUT_BLOCK));
-        at += count;
-    }
-}
-
 void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In spans, In coarse, std::optional<In> allowed, Out distances, Out rows_,
               int64_t num_threads) {
     [[maybe_unused]] DefaultFloatMode mode;
@@ -110,69 +95,9 @@ void lut_scan(In codes, int64_t width, std::optional<In> terms, In tables, In sp
     int64_t* out_rows = out<int64_t>("rows", rows_, {queries, k});
     check_spans("lut_scan", ranges, queries * probes, rows);
 
-    // Queries that visit the same rows go together; where there are fewer groups than threads, each group's rows are split.
-    const int64_t workers = threads(num_threads), most = std::min<int64_t>(LUT_QUERIES, std::max<int64_t>(1, queries / workers));
-    std::vector<int64_t> firsts;
-    for (int64_t q = 0; q < queries; q += alike(ranges + 2 * probes * q, probes, queries - q, most)) firsts.push_back(q);
-    const int64_t groups = static_cast<int64_t>(firsts.size()), parts = groups && groups < workers ? (workers + groups - 1) / groups : 1;
-    firsts.push_back(queries);
-    const size_t bytes = lut_bytes(books, entries, blocks.width);
-    const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
-    const int64_t at_once = std::min<int64_t>(most, std::max<int64_t>(1, queries)), rooms = product(slots, at_once);
-    std::unique_ptr<uint8_t[]> rounded(new uint8_t[static_cast<size_t>(product(rooms, static_cast<int64_t>(bytes)))]);
-    std::unique_ptr<float[]> highs(new float[static_cast<size_t>(product(rooms, k))]);
-    std::unique_ptr<LutCandidate[]> candidates(new LutCandidate[static_cast<size_t>(product(rooms, LUT_WAITING + k))]);
-    const int64_t spare = parts > 1 ? product(product(queries, parts), k) : 0;  // what each part found
-    std::vector<float> part_distances(static_cast<size_t>(spare));
-    std::vector<int64_t> part_rows(static_cast<size_t>(spare));
-    std::vector<int64_t> part_counts(static_cast<size_t>(parts > 1 ? queries * parts : 0));
-    auto start = CODEWORD_PICK(lut_start);
-    auto span = CODEWORD_PICK(lut_span);
-    auto settle = CODEWORD_PICK(lut_settle);
-    auto merge = CODEWORD_PICK(lut_merge);
-    auto finish = CODEWORD_PICK(lut_finish);
+    const Visit visit{ranges, offsets, queries, probes, k, threads(num_threads), out_distances, out_rows};
     nb::gil_scoped_release release;
-    parallel(groups * parts, static_cast<int>(slots), [&](int64_t chunk, int slot) {
-        const int64_t group = chunk / parts, part = chunk % parts, first = firsts[group];
-        const int num = static_cast<int>(firsts[group + 1] - first);
-        LutQuery some[LUT_QUERIES];
-        for (int i = 0; i < num; ++i) {
-            const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
-            some[i] = {};
-            some[i].tables = values + q * books * entries;
-            some[i].bytes = rounded.get() + room * static_cast<int64_t>(bytes);
-            some[i].highs = highs.get() + room * k;
-            some[i].candidates = candidates.get() + room * (LUT_WAITING + k);
-            some[i].distances = (parts > 1 ? part_distances.data() : out_distances) + place;
-            some[i].rows = (parts > 1 ? part_rows.data() : out_rows) + place;
-            some[i].k = k;
-            start(blocks, some[i]);
-        }
-        part_of_spans(ranges + 2 * probes * first, probes, part, parts, [&](int64_t p, int64_t from, int64_t to) {
-            float base[LUT_QUERIES];
-            for (int i = 0; i < num; ++i) base[i] = offsets[(first + i) * probes + p];
-            span(blocks, some, num, from, to, base);
-        });
-        for (int i = 0; i < num; ++i) {
-            settle(blocks, some[i]);
-            if (parts > 1) part_counts[(first + i) * parts + part] = some[i].count;
-            else finish(some[i]);
-        }
-    });
-    for (int64_t q = 0; q < queries && parts > 1; ++q) {
-        LutQuery all{};
-        all.distances = out_distances + q * k;
-        all.rows = out_rows + q * k;
-        all.k = k;
-        for (int64_t part = 0; part < parts; ++part) {
-            LutQuery one{};
-            one.distances = part_distances.data() + (q * parts + part) * k;
-            one.rows = part_rows.data() + (q * parts + part) * k;
-            one.count = part_counts[q * parts + part];
-            merge(all, one);
-        }
-        finish(all);
-    }
+    run_lut_scan(blocks, values, visit);
 }
 
 void additive_search(In terms, In gram, Out codes_, Out costs_, int64_t states, int64_t assigned, int64_t sweeps, int64_t num_threads) {
@@ -227,7 +152,8 @@ void lut_tables(In queries, In codebooks, double factor, std::optional<In> first
     float* to = out<float>("out", out_, {count, books, entries});
     if (factor != -1 && factor != -2) refuse("lut_tables got the factor " + std::to_string(factor) + "; -1 and -2 are allowed");
     auto kernel = CODEWORD_PICK(lut_tables);
-    const int workers = threads(num_threads);
+    // A multiply-add takes about as long as two bytes of codes.
+    const int workers = paying_threads(threads(num_threads), static_cast<double>(count * books * dim) * static_cast<double>(entries) * 2);
     nb::gil_scoped_release release;
     parallel(books, workers, [&](int64_t m, int) {
         kernel(from + m * dim, count, books * dim, words + m * entries * dim, entries, dim, factor, start ? start + m * entries : nullptr,

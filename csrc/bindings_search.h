@@ -6,4 +6,5 @@ namespace codeword {
 void bind_search(nanobind::module_& m);
 void bind_bits(nanobind::module_& m);
 void bind_adjust(nanobind::module_& m);
+void bind_searcher(nanobind::module_& m);
 }

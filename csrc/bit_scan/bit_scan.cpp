@@ -12,6 +12,10 @@ namespace CODEWORD_TARGET {
 namespace {
 
 constexpr int64_t LINE = 64;
+constexpr int64_t AHEAD = 1 << 13;  // bytes of planes fetched early
+constexpr int64_t FAR = 1 << 20;    // where a span's planes are larger than this: then they come from memory
+constexpr int DEPTH = 8;            // blocks whose rows may wait for their second look
+constexpr int64_t EARLY = 32;       // blocks, of the first ones, that wait for one other only: there the k-th distance still falls fast
 
 // A query made ready: tables, split values, constants.
 struct Ready {
@@ -32,6 +36,24 @@ Ready ready(const BitBlocks& blocks, const BitQuery& query, uint8_t* scratch) {
         out.centre = ((int64_t{1} << blocks.bits) - 1) * out.split.sum;
     }
     return out;
+}
+
+// The same, kept at the front of scratch for the next piece of the query.
+constexpr int64_t READY_BYTES = 64 * ((sizeof(Ready) + 63) / 64);
+const Ready& kept(const BitBlocks& blocks, const BitQuery& query, uint8_t* scratch, bool fresh) {
+    Ready* at = reinterpret_cast<Ready*>(scratch);
+    if (fresh) *at = ready(blocks, query, scratch + READY_BYTES);
+    at->query = &query;
+    return *at;
+}
+
+// A block's planes and factors, some blocks before they are read. (Prefetching never faults.)
+CODEWORD_INLINE void prefetch_block(const BitBlocks& blocks, int64_t b) {
+    const int64_t size = blocks.eights * BLOCK;
+    const uint8_t* planes = blocks.planes + b * size + AHEAD;
+    for (int64_t i = 0; i < size; i += LINE) __builtin_prefetch(planes + i);
+    const float* factors = blocks.factors + (b + AHEAD / size) * 3 * BLOCK;
+    for (int64_t i = 0; i < 3 * BLOCK; i += LINE / 4) __builtin_prefetch(factors + i);
 }
 
 CODEWORD_INLINE float spread_of(const BitBlocks& blocks, const BitQuery& query, float base, int64_t block) {
@@ -77,7 +99,7 @@ CODEWORD_INLINE void prefetch_row(const BitBlocks& blocks, int64_t row) {
     __builtin_prefetch(blocks.rest_factors + 3 * row);
 }
 
-// Rows of a block that passed its first look and wait for the second while the first look of the next block hides their cache misses.
+// Rows of a block that passed its first look and wait for the second while the first looks at the next blocks hide their cache misses.
 struct Waiting {
     uint32_t near;
     int64_t first;
@@ -101,19 +123,25 @@ void scan(const BitBlocks& blocks, const Ready* ready, const int64_t* spans, con
     const Dot dot_all = dot_of(blocks.bits);
     const uint8_t* tables[Q];
     for (int q = 0; q < Q; ++q) tables[q] = ready[q].tables;
-    Waiting waiting[2][Q];
-    for (int q = 0; q < Q; ++q) waiting[0][q].near = waiting[1][q].near = 0;
-    int turn = 0;
+    Waiting waiting[DEPTH][Q];
+    int64_t seen = 0, settled = 0;  // blocks
+    auto settle_next = [&] {
+        for (int q = 0; q < Q; ++q)
+            if (waiting[settled % DEPTH][q].near) settle(blocks, ready[q], dot_all, waiting[settled % DEPTH][q], best[q]);
+        ++settled;
+    };
     for (int64_t p = 0; p < probes; ++p) {
         const int64_t start = spans[2 * p], stop = spans[2 * p + 1];
-        for (int64_t first = start; first < stop; first += BLOCK, turn ^= 1) {
+        const bool far = (stop - start) / 8 * blocks.eights * 8 > FAR;
+        for (int64_t first = start; first < stop; first += BLOCK) {
             const int64_t b = first / BLOCK;
             const float* factors = blocks.factors + b * 3 * BLOCK;
             alignas(64) int32_t sums[Q][BLOCK];
+            if (far) prefetch_block(blocks, b);
             table_sums<Q>(blocks.planes + b * blocks.eights * BLOCK, tables, blocks.eights, sums);
             for (int q = 0; q < Q; ++q) {
                 const BitQuery& query = *ready[q].query;
-                Waiting& now = waiting[turn][q];
+                Waiting& now = waiting[seen % DEPTH][q];
                 now.base = coarse[probes * q + p] + query.offset;
                 now.first = first;
                 const float spread = dot_all ? spread_of(blocks, query, now.base, b) : 0.0f;
@@ -124,12 +152,13 @@ void scan(const BitBlocks& blocks, const Ready* ready, const int64_t* spans, con
                     continue;
                 }
                 for (uint32_t near = now.near; near; near &= near - 1) prefetch_row(blocks, first + __builtin_ctz(near));
-                if (waiting[turn ^ 1][q].near) settle(blocks, ready[q], dot_all, waiting[turn ^ 1][q], best[q]);
             }
+            if (!dot_all) continue;
+            ++seen;
+            for (const int64_t most = seen > EARLY ? DEPTH - 1 : 1; seen - settled > most;) settle_next();
         }
     }
-    if (dot_all)
-        for (int q = 0; q < Q; ++q) settle(blocks, ready[q], dot_all, waiting[turn ^ 1][q], best[q]);
+    while (settled < seen) settle_next();
 }
 
 }  // namespace
@@ -173,7 +202,7 @@ float bit_norm(const float* x, int64_t n) {
     return square < INFINITY ? static_cast<float>(square) : NAN;
 }
 
-int64_t bit_scan_scratch(const BitBlocks& blocks) { return table_bytes(blocks.eights) + split_bytes(blocks.groups); }
+int64_t bit_scan_scratch(const BitBlocks& blocks) { return READY_BYTES + table_bytes(blocks.eights) + split_bytes(blocks.groups); }
 
 void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,
               int64_t k, uint8_t* scratch, float* distances, int64_t* rows) {
@@ -193,8 +222,9 @@ void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together
 }
 
 int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t start, int64_t stop, float coarse, float worst, uint8_t* scratch,
-                    BitCandidate* out) {
-    const Ready one = ready(blocks, query, scratch);
+                    bool fresh, BitCandidate* out) {
+    const Ready& one = kept(blocks, query, scratch, fresh);
+    const bool far = (stop - start) / 8 * blocks.eights * 8 > FAR / 16;
     const Dot dot_all = dot_of(blocks.bits);
     const float base = coarse + query.offset;
     BitCandidate* next = out;
@@ -202,6 +232,7 @@ int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t star
         const int64_t b = first / BLOCK;
         alignas(64) int32_t sums[1][BLOCK];
         alignas(64) float bounds[BLOCK];
+        if (far) prefetch_block(blocks, b);
         table_sums<1>(blocks.planes + b * blocks.eights * BLOCK, &one.tables, blocks.eights, sums);
         const float spread = dot_all ? spread_of(blocks, query, base, b) : 0.0f;
         uint32_t near = first_look(sums[0], one.absolute, blocks.factors + b * 3 * BLOCK, query, !dot_all, base, spread, worst, bounds) &

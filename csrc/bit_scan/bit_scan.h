@@ -46,7 +46,7 @@ constexpr int64_t BIT_SHARED = 4;  // queries that may read a code together
 //
 // bit_scan: together (1..BIT_SHARED) queries with the same spans (probes, 2); coarse, distances and rows follow each other a query.
 // bit_collect: candidates of rows start..stop of one span of one query against a k-th distance that later ones can only lower, in order of
-// rows; out holds stop - start. bit_replay: what bit_scan does with them in that order. bit_finish: sorts and pads.
+// rows; out holds stop - start; fresh: scratch does not hold this query yet. bit_replay: what bit_scan does with them in that order. bit_finish: sorts and pads.
 CODEWORD_EACH_TARGET(
     // A rotated query (n) in integers: z1 (8 ceil(n/8)), z (32 ceil(n/32), for bits > 1), their steps (2).
     void bit_round(const float* rotated, int64_t n, int bits, int8_t* z1, int16_t* z, float* steps);
@@ -57,6 +57,6 @@ CODEWORD_EACH_TARGET(
     void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together, const int64_t* spans, const float* coarse, int64_t probes,
                   int64_t k, uint8_t* scratch, float* distances, int64_t* rows);
     int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t start, int64_t stop, float coarse, float worst, uint8_t* scratch,
-                        BitCandidate* out);
+                        bool fresh, BitCandidate* out);
     void bit_replay(const BitCandidate* candidates, int64_t count, BitBest& best);
     void bit_finish(BitBest& best);)

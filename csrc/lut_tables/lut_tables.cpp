@@ -41,6 +41,10 @@ void rows(const float* queries, int64_t query_stride, const float* codebook, int
     int64_t k = 0;
     for (; k + N * F64 <= size; k += N * F64)
         tile<Q, N>(queries, query_stride, codebook + k, size, dim, factor, first ? first + k : nullptr, out + k, out_stride);
+    if constexpr (N > 2) {
+        for (; k + 2 * F64 <= size; k += 2 * F64)
+            tile<Q, 2>(queries, query_stride, codebook + k, size, dim, factor, first ? first + k : nullptr, out + k, out_stride);
+    }
     for (; k + F64 <= size; k += F64)
         tile<Q, 1>(queries, query_stride, codebook + k, size, dim, factor, first ? first + k : nullptr, out + k, out_stride);
     for (; k < size; ++k) {

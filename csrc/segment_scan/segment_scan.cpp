@@ -59,14 +59,15 @@ struct Scan {
     Ready* ready;
     float* shares[2];  // f of every segment of two blocks, (count, 32)
 
-    Scan(const SegmentBlocks& b, const SegmentQuery& q, uint8_t* scratch) : blocks(b), query(q) {
+    // fresh: scratch does not hold this query yet.
+    Scan(const SegmentBlocks& b, const SegmentQuery& q, uint8_t* scratch, bool fresh) : blocks(b), query(q) {
         ready = reinterpret_cast<Ready*>(scratch);
         scratch += (sizeof(Ready) * static_cast<size_t>(b.count) + 63) / 64 * 64;
         for (float*& share : shares) {
             share = reinterpret_cast<float*>(scratch);
             scratch += sizeof(float) * BLOCK * static_cast<size_t>(b.count);
         }
-        for (int64_t s = 0; s < b.count; ++s) {
+        for (int64_t s = 0; fresh && s < b.count; ++s) {
             const SegmentPart& part = b.parts[s];
             const float* scalars = q.scalars + 1 + 4 * s;
             Ready one{};
@@ -192,7 +193,7 @@ int64_t segment_scan_scratch(const SegmentBlocks& blocks) {
 
 void segment_scan(const SegmentBlocks& blocks, const SegmentQuery& query, const int64_t* spans, const float* coarse, int64_t probes, int64_t k,
                   uint8_t* scratch, float* distances, int64_t* rows) {
-    const Scan scan(blocks, query, scratch);
+    const Scan scan(blocks, query, scratch, true);
     Best best{distances, rows, k, 0};
     Seen seen[2];  // the third look at a block waits for the first two at the next one, which hide its cache misses
     seen[0].near = seen[1].near = 0;
@@ -211,8 +212,8 @@ void segment_scan(const SegmentBlocks& blocks, const SegmentQuery& query, const 
 }
 
 int64_t segment_collect(const SegmentBlocks& blocks, const SegmentQuery& query, int64_t start, int64_t stop, float coarse, float worst,
-                        uint8_t* scratch, BitCandidate* out) {
-    const Scan scan(blocks, query, scratch);
+                        uint8_t* scratch, bool fresh, BitCandidate* out) {
+    const Scan scan(blocks, query, scratch, fresh);
     BitCandidate* next = out;
     Seen seen;
     for (int64_t first = start; first < stop; first += BLOCK) {

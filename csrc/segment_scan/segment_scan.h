@@ -42,4 +42,4 @@ CODEWORD_EACH_TARGET(
     void segment_scan(const SegmentBlocks& blocks, const SegmentQuery& query, const int64_t* spans, const float* coarse, int64_t probes, int64_t k,
                       uint8_t* scratch, float* distances, int64_t* rows);
     int64_t segment_collect(const SegmentBlocks& blocks, const SegmentQuery& query, int64_t start, int64_t stop, float coarse, float worst,
-                            uint8_t* scratch, BitCandidate* out);)
+                            uint8_t* scratch, bool fresh, BitCandidate* out);)

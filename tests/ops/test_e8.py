@@ -63,8 +63,8 @@ def test_native_equals_reference(n: int) -> None:
 
 
 def test_points_are_their_own_nearest() -> None:
-    every = torch.arange(e8.POINTS)
-    assert torch.equal(ops.e8_nearest(torch.from_numpy(e8.points()).int() * 1024), every) or dispatch.choice("e8_nearest") == "reference"
+    every = torch.arange(0, e8.POINTS, 61 if dispatch.choice("e8_nearest") == "reference" else 1)
+    assert torch.equal(ops.e8_nearest(torch.from_numpy(e8.points())[every].int() * 1024), every)
 
 
 def test_bad_arguments() -> None:

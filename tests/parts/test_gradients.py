@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from codeword import ops
 from codeword.errors import CodewordError
 from codeword.parts import gradients, soft
-from codeword.parts.gradients import ESTIMATORS, PAIRS, choose, gather, passed
+from codeword.parts.gradients import ESTIMATORS, PAIRS, choose, passed
 
 
 def pair(n: int = 6, d: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -211,9 +212,9 @@ def test_compiled_equals_eager(estimator: str) -> None:
 def test_gather_is_the_exact_sum_backward() -> None:
     codebook = torch.zeros(3, 1, requires_grad=True)
     g = torch.tensor([[1.0], [2.0**24], [1.0], [-(2.0**24)], [5.0]])
-    gather(codebook, torch.tensor([0, 0, 0, 0, 2])).backward(g)
+    ops.gather(codebook, torch.tensor([0, 0, 0, 0, 2])).backward(g)
     assert codebook.grad.flatten().tolist() == [2.0, 0.0, 5.0]  # float32 sums would say 0 or 1
-    assert gather(codebook, torch.empty(0, dtype=torch.int64)).shape == (0, 1)
+    assert ops.gather(codebook, torch.empty(0, dtype=torch.int64)).shape == (0, 1)
 
 
 @pytest.mark.parametrize("n, k", [(0, 3), (1, 1), (3, 1)])

@@ -11,7 +11,7 @@ import torch
 import codeword
 from codeword import data
 from codeword.errors import CodewordError, Unsupported
-from codeword.parts import additive
+from codeword.parts import additive, random
 from codeword.quantizer import Progressive, Scannable
 
 KINDS = ("RVQ", "AQ")
@@ -40,7 +40,8 @@ def test_greedy_rvq_is_residual_of_vqs(weighted: bool) -> None:
     x = rows(300)
     weights = np.random.default_rng(1).uniform(0.5, 2, 300).astype(np.float32) if weighted else None
     rvq = codeword.RVQ(dim=6, num_codebooks=3, codebook_size=16, beam=1, seed=5).fit(x, weights=weights)
-    stages = codeword.Residual(quantizers=[codeword.VQ(dim=6, codebook_size=16, seed=5 + m) for m in range(3)]).fit(x, weights=weights)
+    parts = [codeword.VQ(dim=6, codebook_size=16, seed=random.part_seed(5, m)) for m in range(3)]
+    stages = codeword.Residual(quantizers=parts).fit(x, weights=weights)
     for book, part in zip(rvq.codebooks, stages.quantizers, strict=True):
         assert torch.equal(book, part.codebook)
     ours, theirs = rvq.encode(x), stages.encode(x)

@@ -46,6 +46,17 @@ def test_the_cost_never_rises(pair: tuple[Quantizer, Quantizer], threshold: floa
         assert float(after.sum()) < float(before.sum())
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4, -1e6])
+def test_far_from_the_origin_the_cost_falls_as_near_it(offset: float) -> None:
+    x = torch.from_numpy(rows_of(seed=1)).double() + offset
+    x = torch.cat((x, x + 0.25)).float()
+    books = PQ(dim=12, num_codebooks=4, codebook_size=8, iterations=4).fit(x[::2]).codebooks
+    threshold = 0.7 * float(x.norm(dim=1).mean())
+    before, after = (anisotropic.cost(x, slices.values(books, codes), threshold)
+                     for codes in (slices.assign(x, books), anisotropic.assign(x, books, threshold)))
+    assert bool((after <= before * (1 + 1e-5)).all()) and float(after.sum()) < 0.9 * float(before.sum())
+
+
 def test_it_trades_the_error_across_for_the_error_along(pair: tuple[Quantizer, Quantizer]) -> None:
     x = rows_of(seed=1)
     left = [x - np.asarray(quantizer.decode(quantizer.encode(x))) for quantizer in pair]

@@ -11,6 +11,7 @@ import torch
 import codeword
 from codeword import catalog
 from codeword.errors import CodewordError, FormatError, ShapeError, Unsupported
+from codeword.parts import random
 from codeword.quantizer import Codes, Progressive, Scannable
 
 
@@ -28,7 +29,7 @@ def error(quantizer: codeword.Quantizer, x: torch.Tensor) -> float:
 @pytest.mark.parametrize("seed", [0, 5])
 def test_product_of_vqs_is_pq(seed: int) -> None:
     x = rows()
-    product = codeword.Product(quantizers=[codeword.VQ(dim=2, codebook_size=8, seed=seed + m) for m in range(4)]).fit(x)
+    product = codeword.Product(quantizers=[codeword.VQ(dim=2, codebook_size=8, seed=random.part_seed(seed, m)) for m in range(4)]).fit(x)
     pq = codeword.PQ(dim=8, num_codebooks=4, codebook_size=8, seed=seed).fit(x)
     assert torch.equal(torch.stack([part.codebook for part in product.quantizers]), pq.codebooks)
     codes = product.encode(x)
@@ -226,8 +227,12 @@ def test_truncated_side_floats_are_zero_and_counted() -> None:
 def test_residual_honours_a_form_only_if_all_stages_do() -> None:
     x, metric = rows(), torch.diag(torch.arange(1.0, 9.0))
     residual = codeword.make("residual(vq:codebook_size=16):stages=2", 8).fit(x)
-    plain, formed = (residual.decode(residual.encode(x, **given)) - x for given in ({}, {"metric": metric}))
-    assert float((formed.square() @ metric.diag()).sum()) < float((plain.square() @ metric.diag()).sum())
+    first, second = residual.quantizers
+    codes, left = residual.encode(x, metric=metric), x - first.decode(first.encode(x, metric=metric))
+    assert torch.equal(codes.indices[:, :1], first.encode(x, metric=metric).indices)
+    assert torch.equal(codes.indices[:, 1:], second.encode(left, metric=metric).indices)  # each stage; the sum may be better or worse
+    plain = x - first.decode(first.encode(x))
+    assert float((left.square() @ metric.diag()).sum()) < float((plain.square() @ metric.diag()).sum())
     with pytest.raises(Unsupported):
         codeword.make("residual(vq:codebook_size=4;rabitq:code_bits=1)", 8).fit(x).encode(x, metric=metric)
 
@@ -348,8 +353,10 @@ def test_reports_of_parts_are_kept() -> None:
 
 def test_copies_get_seeds_of_their_own() -> None:
     product = codeword.make("product(rotated(simvq:codebook_size=4,seed=7):seed=2):groups=2", 8)
-    first, second = product.quantizers
-    assert (first.seed, first.quantizer.seed, second.seed, second.quantizer.seed) == (2, 7, 3, 8)
+    seeds = [seed for part in product.quantizers for seed in (part.seed, part.quantizer.seed)]
+    assert seeds == [random.part_seed(seed, part) for part in range(2) for seed in (2, 7)]
+    deep = codeword.make("residual(product(vq:codebook_size=4):groups=4):stages=3", 8)
+    assert len({part.seed for stage in deep.quantizers for part in stage.quantizers}) == 12
 
 
 def test_fitted_parts_make_a_fitted_whole() -> None:

@@ -159,3 +159,31 @@ def test_nothing_is_stored() -> None:
 def test_usage_counts_all_positions() -> None:
     stats = codeword.FSQ(dim=2, grid=[4])(torch.tensor([[-9.0, 0.0], [9.0, 0.0]])).stats
     assert float(stats["usage"]) == 0.75 and float(stats["perplexity"]) == pytest.approx(2**1.5)
+
+
+@pytest.mark.parametrize("grid", [[2], [3], [4], [8, 5], [256]], ids=str)
+def test_noise_is_half_a_step_and_its_gradient_the_curves(grid: list[int]) -> None:
+    z = torch.linspace(-3, 3, 400 * len(grid)).reshape(-1, len(grid))
+    plain, noisy = codeword.FSQ(dim=len(grid), grid=grid), codeword.FSQ(dim=len(grid), grid=grid, noise=1.0)
+    assert torch.equal(noisy.eval()(z).values, plain(z).values)
+    torch.manual_seed(0)
+    x, y = z.clone().requires_grad_(), z.clone().requires_grad_()
+    out, reference = noisy.train()(x), plain(y)
+    out.values.sum().backward()
+    reference.values.sum().backward()
+    assert torch.equal(out.codes.indices, reference.codes.indices) and torch.equal(x.grad, y.grad)
+    smooth = torch.stack([formula(z[:, i], level)[0] / (level // 2) for i, level in enumerate(grid)], dim=1)
+    step = torch.tensor([2.0 if level == 2 else 1 / (level // 2) for level in grid])
+    moved = (out.values.detach() - smooth) / step
+    assert float(moved.abs().max()) <= 0.5 + 1e-4 and float(moved.std()) == pytest.approx(12**-0.5, rel=0.1)
+
+
+def test_noise_replaces_its_share_of_the_roundings() -> None:
+    z = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
+    quantizer = codeword.FSQ(dim=1, grid=[5], noise=0.25)
+    torch.manual_seed(1)
+    rounded = torch.isclose(quantizer.train()(z).values, quantizer.eval()(z).values, atol=1e-7)
+    assert float(rounded.float().mean()) == pytest.approx(0.75, abs=0.02)
+    for noise in (-0.1, 1.5):
+        with pytest.raises(CodewordError, match="noise"):
+            codeword.FSQ(dim=1, grid=[5], noise=noise)

@@ -61,18 +61,34 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Images for checks on trained networks: uint8 (n, channels, height, width), and their labels (n,) or None."""
+
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What an experiment gets: training rows, held-out rows (float32), the budget's name, and the seed of this run."""
+    """What an experiment gets: training rows, held-out rows (float32), the budget's name, the seed of this run, and images where a check
+    is made on them."""
 
     train: Tensor
     test: Tensor
     budget: str
     seed: int
+    pictures: Pictures | None = None
+
+
+SOURCES = ("vectors", "images")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number and its rule. ``measure(setting)`` returns the number of one seed; ``needs_data`` False: it makes its own input."""
+    """One number and its rule. ``measure(setting)`` returns the number of one seed; ``needs_data`` False: it makes its own input; ``on``:
+    which of SOURCES it is made on."""
 
     name: str
     tier: str
@@ -81,15 +97,19 @@ class Check:
     measure: Callable[[Setting], float]
     seeds: int = 3
     needs_data: bool = True
+    on: str = "vectors"
 
     def __post_init__(self) -> None:
+        if self.on not in SOURCES:
+            raise CodewordError(f"check {self.name!r} is on {self.on!r}; {', '.join(SOURCES)} are known")
         if self.tier not in TIERS or self.seeds < 1 or (self.tier != "identity" and self.seeds < 3):
             raise CodewordError(f"check {self.name!r} has tier {self.tier!r} and {self.seeds} seeds; "
                                 f"a tier of {', '.join(TIERS)} and at least three seeds (identity: one) are needed")
 
     @property
     def rule_hash(self) -> str:
-        terms = (self.name, self.tier, self.statement, repr(self.rule), self.seeds, self.needs_data)
+        terms = (self.name, self.tier, self.statement, repr(self.rule), self.seeds, self.needs_data,
+                 *(() if self.on == "vectors" else (self.on,)))
         return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:12]
 
 

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from codeword.cli import about, compare, demo, files, index, interchange, quantize
+from codeword.cli import about, compare, demo, files, index, interchange, quantize, tokenizer
 from codeword.errors import CodewordError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ compare.register(app)
 quantize.register(app)
 index.register(app)
 interchange.register(app)
+tokenizer.register(app)
 files.register(app)
 about.register(app)
 demo.register(app)

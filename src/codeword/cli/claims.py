@@ -20,7 +20,7 @@ def show_claims(as_json: bool) -> None:
         notes=(f"{built} of {len(rows)} systems are built. codeword reproduce NAME measures one again.",)))
 
 
-def show_reproduction(name: str, *, budget: str, data: str | None, save: Path | None, as_json: bool) -> None:
+def show_reproduction(name: str, *, budget: str, data: str | None, images: Path | None, save: Path | None, as_json: bool) -> None:
     """Measure the checks of ``name``, print them, and add the rows to ``save``."""
     import torch
     claim = run.load(name)
@@ -34,9 +34,9 @@ def show_reproduction(name: str, *, budget: str, data: str | None, save: Path | 
         print(f"{claim.sentence}\n")
     steps = sum(check.seeds for check in claim.checks)
     with progress(f"reproduce {name}", steps, quiet=as_json) as advance:
-        rows = run.reproduce(name, budget=budget, data=vectors, data_name=data_name, progress=lambda check, seed: advance(1))
-    if save is not None:
-        run.write(rows, save)
+        rows = run.reproduce(name, budget=budget, data=vectors, data_name=data_name, images=run.pictures(images) if images else None,
+                             images_name=images.name if images else None, progress=lambda check, seed: advance(1),
+                             done=lambda row: run.write([row], save) if save is not None else None)
     emit({"system": name, "budget": budget, "rows": rows, "saved": str(save) if save else None}, as_json, lambda: table(
         ("check", "tier", "rule", "value", "95 % interval", "verdict"),
         [(r["check"], r["tier"], r["rule"], _short(r["value"]), f"{_short(r['low'])} .. {_short(r['high'])}", r["verdict"]) for r in rows],

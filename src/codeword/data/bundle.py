@@ -11,6 +11,8 @@ from codeword.data.sentences import read_sentences
 from codeword.data.vectors import Vectors, open_vectors
 
 FOLDER = Path(__file__).parent / "bundled"
+IMAGES = Path(__file__).parent / "bundled_images"
+"""Fashion-MNIST's first 5,000 training and 1,000 test images, idx files (origin and licence: bundled_images/README.md)."""
 
 
 class Bundled(NamedTuple):

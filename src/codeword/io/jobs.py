@@ -90,7 +90,7 @@ class Job:
         self._check_units(phase, list(units))
         done = {unit for unit in units if self.is_done(unit, phase)}
         now = 0
-        with _graceful() as stop:
+        with graceful() as stop:
             for unit in units:
                 if unit in done:
                     continue
@@ -316,7 +316,7 @@ def _identity(given: str | Path | dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _graceful() -> Iterator[list[int]]:
+def graceful() -> Iterator[list[int]]:
     """A list that is empty until the first signal; the second one acts as if nobody had asked. Main thread only, else never filled."""
     stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ same result in their declared class:
 
 from __future__ import annotations
 
+from codeword.ops import searcher
 from codeword.ops.additive import States, additive_search, empty_states
 from codeword.ops.adjust import adjust_code
 from codeword.ops.bit_blocks import bit_scan
@@ -21,6 +22,7 @@ from codeword.ops.functions import (
     Nearest,
     SegmentSum,
     Tracker,
+    gather,
     hadamard,
     nearest,
     pack,
@@ -35,6 +37,6 @@ from codeword.ops.lut_blocks import lut_scan, lut_tables
 
 __all__ = [
     "INDEX_DTYPES", "Nearest", "SegmentSum", "States", "Tracker", "additive_search", "adjust_code", "available", "bit_scan",
-    "choice", "choices", "e8_nearest", "empty_states", "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info", "nearest",
-    "num_threads", "pack", "packed_bytes", "project", "rotate", "segment_sum", "self_check", "unpack",
+    "choice", "choices", "e8_nearest", "empty_states", "gather", "grid_code", "hadamard", "lut_scan", "lut_tables", "native_info",
+    "nearest", "num_threads", "pack", "packed_bytes", "project", "rotate", "searcher", "segment_sum", "self_check", "unpack",
 ]

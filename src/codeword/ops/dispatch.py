@@ -2,6 +2,8 @@
 
     CODEWORD_OPS=reference   plain torch only
     CODEWORD_OPS=native      the C++ module, an error if it was not built or the tensor is not on the CPU
+    CODEWORD_OPS=triton      Triton kernels, an error without triton or a CUDA tensor (any tensor in the interpreter: TRITON_INTERPRET=1);
+                             ops that have no Triton kernel run the reference
     CODEWORD_ISA=baseline    the instruction set of the C++ module: baseline, avx2 or avx512, at most what the processor has
 """
 
@@ -26,6 +28,10 @@ OPS = (
 )
 
 
+TRITON_OPS = ("nearest", "segment_sum")
+"""Ops with a Triton kernel."""
+
+
 @cache
 def native() -> ModuleType | None:
     """The compiled module ``codeword._native``, or None where it was not built. One that was built but does not load is an error."""
@@ -39,14 +45,39 @@ def native() -> ModuleType | None:
     return module
 
 
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed and torch is one for CUDA (the bounds of its kernels speak of NVIDIA's tensor cores)."""
+    return importlib.util.find_spec("triton") is not None and torch.version.hip is None
+
+
+def triton() -> ModuleType:
+    """``codeword.ops.triton``, imported at the first call that needs it."""
+    return importlib.import_module("codeword.ops.triton")
+
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 def choice(op: str, device: torch.device | str = "cpu") -> str:
-    """"native" or "reference" for ``op`` on ``device``."""
+    """"native", "triton" or "reference" for ``op`` on ``device``."""
     forced = os.environ.get("CODEWORD_OPS", "")
-    if forced not in ("", "reference", "native"):
-        raise Unsupported(f"CODEWORD_OPS={forced!r}; reference and native are known")
-    on_cpu = (device if isinstance(device, torch.device) else torch.device(device)).type == "cpu"
+    if forced not in ("", "reference", "native", "triton"):
+        raise Unsupported(f"CODEWORD_OPS={forced!r}; reference, native and triton are known")
+    kind = (device if isinstance(device, torch.device) else torch.device(device)).type
+    on_cpu = kind == "cpu"
+    if forced == "triton":
+        if not has_triton():
+            raise Unsupported("CODEWORD_OPS=triton, but triton is not installed; pip install triton")
+        if kind != "cuda" and not interpreted():
+            raise Unsupported(f"CODEWORD_OPS=triton, but {op!r} got a tensor on {kind}; its kernels run on CUDA "
+                              "(anywhere under TRITON_INTERPRET=1)")
+        return "triton" if op in TRITON_OPS else "reference"
     if forced == "native" and not on_cpu:
         raise Unsupported(f"CODEWORD_OPS=native, but {op!r} got a tensor on {torch.device(device).type}; its kernels run on the CPU")
+    if forced == "" and kind == "cuda" and op in TRITON_OPS and has_triton():
+        return "triton"
     if forced == "reference" or not on_cpu:
         return "reference"
     module = native()
@@ -67,9 +98,9 @@ def run(op: Any, *arguments: Any) -> Any:
     return op._init_fn(*arguments)
 
 
-def choices() -> dict[str, str]:
-    """Implementation of every op on CPU, for ``codeword doctor``."""
-    return {op: choice(op) for op in OPS}
+def choices(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Implementation of every op on ``device``, for ``codeword doctor``."""
+    return {op: choice(op, device) for op in OPS}
 
 
 def native_info() -> dict[str, Any]:
@@ -82,7 +113,8 @@ def native_info() -> dict[str, Any]:
 
 
 def available() -> tuple[str, ...]:
-    return ("reference", "native") if native() is not None else ("reference",)
+    return ("reference", *(("native",) if native() is not None else ()),
+            *(("triton",) if has_triton() and (torch.cuda.is_available() or interpreted()) else ()))
 
 
 def num_threads() -> int:

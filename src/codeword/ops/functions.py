@@ -40,6 +40,8 @@ def _nearest(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         distances = torch.empty(x.shape[0], dtype=torch.float32)
         _native().nearest(x.numpy(), codebook.numpy(), indices.numpy(), distances.numpy(), dispatch.num_threads())
         return indices, distances
+    if dispatch.choice("nearest", x.device) == "triton":
+        return dispatch.triton().nearest(x, codebook)
     return reference.nearest(x, codebook)
 
 
@@ -51,14 +53,15 @@ def _(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 class Tracker:
     """``nearest`` of the same rows against a codebook that moves a little from call to call, as in k-means: the same result, for less
     where most rows can be shown to keep their codeword (a lower bound of the distance to every group of codewords is kept for each row).
+    Small codebooks of narrow rows are searched anew instead, which is faster; ``always`` keeps bounds for them too.
 
     Rows may come in blocks: ``move(codebook)`` once, then ``nearest(x, start)`` for the block of rows that begins at ``start``."""
 
     LIMIT = 1 << 28
     """Bytes that the bounds may take; where they would need more every call starts anew."""
 
-    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
-        self.rows = rows
+    def __init__(self, rows: int, device: torch.device | str = "cpu", *, always: bool = False) -> None:
+        self.rows, self.always = rows, always
         self.native = dispatch.choice("nearest_tracked", device) == "native"
         self._codebook: Tensor | None = None
         self._shifts: np.ndarray | None = None
@@ -82,7 +85,7 @@ class Tracker:
             self._shifts = (shift * (1 + 1e-6) + 1e-37).float().numpy()
 
     def _start(self, k: int, d: int) -> None:
-        each = _native().nearest_group(k, d)
+        each = _native().nearest_group(k, d) if self.always or _native().nearest_tracking_pays(k, d) else 0
         self._each = each if each and self.rows * -(-k // each) * 4 <= self.LIMIT else 0
         if self._each:
             self._bounds = torch.empty(self.rows, -(-k // each))
@@ -224,6 +227,10 @@ def _segment_sum(x: Tensor, labels: Tensor, segments: int, weights: Tensor | Non
         w = None if weights is None else weights.numpy()
         _native().segment_sum(x.numpy(), labels.numpy(), w, sums.numpy(), counts.numpy(), dispatch.num_threads())
         return sums, counts
+    if dispatch.choice("segment_sum", x.device) == "triton":
+        sums, counts = x.new_zeros(segments, x.shape[1], dtype=torch.float64), x.new_zeros(segments, dtype=torch.float64)
+        dispatch.triton().segment_add(sums, counts, x, labels, weights)
+        return sums, counts
     return reference.segment_sum(x, labels, segments, weights)
 
 
@@ -251,8 +258,53 @@ class SegmentSum:
         if dispatch.choice("segment_sum", x.device) == "native":
             w = None if weights is None else weights.numpy()
             _native().segment_sum(x.numpy(), labels.numpy(), w, self.sums.numpy(), self.counts.numpy(), dispatch.num_threads())
+        elif dispatch.choice("segment_sum", x.device) == "triton":
+            dispatch.triton().segment_add(self.sums, self.counts, x, labels, weights)
         else:
             reference.segment_add(self.sums, self.counts, x, labels, weights)
+
+
+def gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    """codebook (k, d) float32, indices (n,) int64 -> the chosen codewords (n, d), differentiable. The gradient of a codeword is the sum of
+    its rows' gradients, by ``segment_sum`` (float64, in the order of the rows) rounded once to float32: the same bits on every device."""
+    if codebook.ndim != 2 or indices.ndim != 1:
+        raise ShapeError(f"gather got a codebook {tuple(codebook.shape)} and indices {tuple(indices.shape)}; (k, d) and (n,) are needed")
+    return dispatch.run(_gather, codebook.float(), indices.to(torch.int64))
+
+
+@torch.library.custom_op("codeword::gather", mutates_args=())
+def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    return codebook.index_select(0, indices)
+
+
+@_gather.register_fake
+def _(codebook: Tensor, indices: Tensor) -> Tensor:
+    return codebook.new_empty(indices.shape[0], codebook.shape[1])
+
+
+@torch.library.custom_op("codeword::gather_backward", mutates_args=())
+def _gather_backward(grad: Tensor, indices: Tensor, size: int) -> Tensor:
+    if dispatch.choice("segment_sum", grad.device) == "triton":
+        return dispatch.triton().gathered(grad.contiguous(), indices.contiguous(), size)
+    return _segment_sum(grad.contiguous(), indices.contiguous(), size, None)[0].float()
+
+
+@_gather_backward.register_fake
+def _(grad: Tensor, indices: Tensor, size: int) -> Tensor:
+    return grad.new_empty(size, grad.shape[1])
+
+
+def _gather_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.size = inputs[0].shape[0]  # type: ignore[attr-defined]
+
+
+def _gather_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
+    (indices,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _gather_backward(grad, indices, ctx.size), None  # type: ignore[attr-defined]
+
+
+_gather.register_autograd(_gather_grad, setup_context=_gather_setup)
 
 
 def _check_labels(labels: Tensor, segments: int) -> None:

@@ -151,8 +151,12 @@ def segment_add(sums: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights
         if weights is not None:
             ones = weights[start:start + step].double()
             rows = rows * ones.unsqueeze(1)
-        sums.index_add_(0, part, rows)
-        counts.index_add_(0, part, ones)
+        if x.is_cuda:  # where index_add_ adds by atomics, in any order, this sorts first
+            sums.index_put_((part,), rows, accumulate=True)
+            counts.index_put_((part,), ones, accumulate=True)
+        else:
+            sums.index_add_(0, part, rows)
+            counts.index_add_(0, part, ones)
 
 
 def pack(indices: Tensor, widths: Sequence[int]) -> Tensor:

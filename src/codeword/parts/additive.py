@@ -23,6 +23,7 @@ from codeword.errors import CodewordError, Unsupported
 from codeword.ops.additive import MOST_CODEBOOKS, WIDTH
 from codeword.parts import random
 from codeword.parts import rows as row_sums
+from codeword.parts.codebook import center
 from codeword.parts.kmeans import ROWS_PER_CENTROID
 from codeword.parts.progressive import progressive_kmeans
 from codeword.parts.threads import one_thread
@@ -82,8 +83,8 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
     """Of float32 ``codebooks`` (M, K, d), for searching positions ``first`` and up; every entry is a float64 sum rounded once."""
     books = codebooks.detach().double()
     count, size, dim = books.shape
-    center = _center(codebooks[0].detach())
-    books = torch.cat((books[:1] - center.double(), books[1:]))
+    middle = center(codebooks[0].detach())
+    books = torch.cat((books[:1] - middle.double(), books[1:]))
     exponent = _exponent(books) if exponent is None else exponent
     books = torch.ldexp(books, torch.tensor(-exponent)).float()
     fill = padded(size) - size
@@ -91,7 +92,7 @@ def tables(codebooks: Tensor, *, first: int = 0, exponent: int | None = None) ->
     gram = books.new_empty(count - first, count, size, size + fill)
     for m in range(first, count):
         gram[m - first] = torch.nn.functional.pad(ops.project(books.reshape(-1, dim), books[m]), (0, fill)).unflatten(0, (count, size))
-    return Tables(books, center, exponent, half, gram)
+    return Tables(books, middle, exponent, half, gram)
 
 
 class Remembered:
@@ -158,12 +159,13 @@ class Stages(NamedTuple):
 def fit_stages(rows: Tensor, num_codebooks: int, codebook_size: int, *, beam: int, iterations: int, seed: int,
                weights: Tensor | None = None) -> Stages:
     """Codebooks one after the other: k-means on what the best codes so far leave of each row (Liu et al. 2015). Codebook m
-    starts from seed + m."""
+    starts from ``random.part_seed(seed, m)``."""
     books = rows.new_zeros(num_codebooks, codebook_size, rows.shape[1])
     states, exponent, repaired = ops.empty_states(len(rows), 0, rows.device), None, 0
     for m in range(num_codebooks):
-        left, mass = _left_over(books[:m], rows, states.codes[:, :FIT_STATES], weights, codebook_size, seed + m)
-        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=seed + m, weights=mass)
+        own = random.part_seed(seed, m)
+        left, mass = _left_over(books[:m], rows, states.codes[:, :FIT_STATES], weights, codebook_size, own)
+        result = progressive_kmeans(left, codebook_size, iterations=iterations, seed=own, weights=mass)
         books[m], repaired = result.centroids, repaired + result.repaired
         table = tables(books[:m + 1], first=m, exponent=exponent)
         exponent = table.exponent
@@ -243,11 +245,6 @@ def _meetings(codes: Tensor, size: int, weights: Tensor | None) -> Tensor:
             normal[other, :, m] = pairs.reshape(size, size)
             normal[m, :, other] = normal[other, :, m].mT
     return normal.reshape(count * size, count * size)
-
-
-def _center(book: Tensor) -> Tensor:
-    label = torch.zeros(len(book), dtype=torch.int64, device=book.device)
-    return (ops.segment_sum(book, label, 1)[0][0] / len(book)).float()
 
 
 def _exponent(books: Tensor) -> int:

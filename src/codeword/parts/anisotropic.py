@@ -6,12 +6,13 @@ inner product (of a unit query) from which hits count, the codes minimise
     cost = |r|^2 + (eta - 1) <u, r>^2,   eta = (d - 1) t / (1 - t),   t = T^2 / |x|^2   (at least 1: T = 0 is the plain error)
 
 by coordinate descent: from the nearest codes on, one slice after the other takes the codeword of least cost given the others, until a
-sweep changes nothing or ``SWEEPS`` are done. Both terms come from one table <x^m, c^m_k> a slice, so a sweep costs M K operations a row:
+sweep changes nothing or ``SWEEPS`` are done. Both terms come from tables of inner products with a slice's codewords c, so a sweep costs
+M K operations a row. With y = x^m - o and b = c - o from the mean codeword o of the slice, so that no digits go to what both share,
 
-    a_m(k) = |x^m|^2 - 2<x^m, c> + |c|^2,   p_m(k) = (|x^m|^2 - <x^m, c>) / |x|,   cost = sum_m a_m + (eta - 1) (sum_m p_m)^2
+    a_m(k) = |y|^2 - 2<y, b> + |b|^2,   p_m(k) = (<x^m, y> - <x^m, b>) / |x|,   cost = sum_m a_m + (eta - 1) (sum_m p_m)^2
 
-Where a vector is coded relative to a point (``given``), r is what is left, but u and |x| are those of the vector itself:
-p_m(k) = <u^m, x^m - given^m - c>. t is capped at 1/2: beyond it T is no inner product that x can reach usefully.
+Where a vector is coded relative to a point (``given``), r and y are of what is left, but u, |x| and the x^m of p_m are those of the
+vector itself. t is capped at 1/2: beyond it T is no inner product that x can reach usefully.
 A slice changes only where its cost falls, so the cost never rises. Every number of a row is computed from that row alone in a fixed
 order in float64, over tables that ``ops.project`` defines; so codes depend on neither batch nor threads.
 """
@@ -25,6 +26,7 @@ from codeword import ops
 from codeword.errors import CodewordError
 from codeword.parts import rows as row_sums
 from codeword.parts import slices
+from codeword.parts.codebook import center
 
 SWEEPS = 10
 TABLE_VALUES = 1 << 21
@@ -72,10 +74,10 @@ def _terms(rows: Tensor, vectors: Tensor, codebooks: Tensor) -> tuple[Tensor, Te
     width = codebooks.shape[2]
     across, along = [], []
     for part, whole, book in zip(rows.split(width, dim=1), vectors.split(width, dim=1), codebooks, strict=True):
-        inner = ops.project(part, book).double()
-        across.append(row_sums.dot(part, part).unsqueeze(1) - 2 * inner + row_sums.dot(book, book))
-        toward = inner if whole is part or vectors is rows else ops.project(whole, book).double()
-        along.append((row_sums.dot(whole, part).unsqueeze(1) - toward) / norm)
+        middle = center(book)
+        part, book = part - middle, book - middle
+        across.append(row_sums.dot(part, part).unsqueeze(1) - 2 * ops.project(part, book).double() + row_sums.dot(book, book))
+        along.append((row_sums.dot(whole, part).unsqueeze(1) - ops.project(whole, book).double()) / norm)
     return torch.stack(across), torch.stack(along)
 
 

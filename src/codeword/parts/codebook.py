@@ -35,6 +35,12 @@ def _advice(name: str, dim: int, bits: float) -> str:
     return f"no equal slices have whole bits either; name a size instead, e.g. {name}:codebook_size=256"
 
 
+def center(codebook: Tensor) -> Tensor:
+    """float32 (d,): the mean codeword, added in order."""
+    label = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
+    return (ops.segment_sum(codebook, label, 1)[0][0] / len(codebook)).float()
+
+
 def assign(rows: Tensor, codebook: Tensor, metric: Tensor | None = None) -> Tensor:
     """int64 (n,): the codeword c that minimises |x - c|^2, or (x - c)' metric (x - c)."""
     if metric is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from codeword import catalog
 from codeword.errors import CodewordError
+from codeword.parts import random
 from codeword.quantizer import Codes, Quantized, Quantizer, Report
 
 
@@ -114,17 +115,17 @@ def merged(reports: Sequence[Report]) -> Report:
 
 
 def copies(spec: str, dim: int, count: int) -> list[Quantizer]:
-    """``count`` quantizers of one spec; copy i has its seeds moved by i, so that random bases and starts differ."""
+    """``count`` quantizers of one spec; copy i has the seeds of part i, so that random bases and starts differ."""
     first = catalog.make(spec, dim)
-    return [first, *(reseeded(first, i) for i in range(1, count))]
+    return [reseeded(first, i) for i in range(count)]
 
 
-def reseeded(quantizer: Quantizer, offset: int) -> Quantizer:
-    """An unfitted quantizer of the same configuration with every seed in it moved by ``offset``."""
+def reseeded(quantizer: Quantizer, part: int) -> Quantizer:
+    """An unfitted quantizer of the same configuration in which every seed is replaced by that of its part ``part``."""
     def moved(key: str, value: Any) -> Any:
         if isinstance(value, Quantizer):
-            return reseeded(value, offset)
+            return reseeded(value, part)
         if isinstance(value, list):
             return [moved("", item) for item in value]
-        return value + offset if key == "seed" else value
+        return random.part_seed(value, part) if key == "seed" else value
     return type(quantizer)(**{key: moved(key, value) for key, value in quantizer.config.items()})

@@ -33,7 +33,6 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError
-from codeword.ops import dispatch
 from codeword.parts import soft
 
 DIVEQ_NOISE = 1e-3
@@ -154,9 +153,9 @@ def choose(estimator: str, rows: Tensor, codebook: Tensor, *, training: bool, te
         seed = torch.randint(1 << 62, ())
         indices = soft.sample(rows, codebook, seed, temperature=temperature)
         values = soft.lookup(rows, codebook, indices, temperature=temperature, seed=seed)
-        return Chosen(indices, gather(codebook, indices), values)
+        return Chosen(indices, ops.gather(codebook, indices), values)
     indices = ops.nearest(rows, codebook).indices
-    codewords = gather(codebook, indices)
+    codewords = ops.gather(codebook, indices)
     if estimator in SCORES:
         return Chosen(indices, codewords, soft.lookup(rows, codebook, indices, temperature=temperature))
     return Chosen(indices, codewords, passed(estimator, rows, codewords, training=training))
@@ -169,31 +168,3 @@ def drawn_lengths(x: Tensor, stages: int, dropout: float) -> Tensor:
     fewer = torch.rand(items, device=x.device) < dropout
     used = torch.where(fewer, torch.randint(1, stages + 1, (items,), device=x.device), stages).to(torch.int32)
     return used.reshape(items, *[1] * (x.ndim - 2)).expand(x.shape[:-1]) if x.ndim > 1 else used.reshape(())
-
-
-def gather(codebook: Tensor, indices: Tensor) -> Tensor:
-    """codebook[indices]: (K, d), (n,) -> (n, d). Backward adds the rows of a codeword in order, in float64."""
-    return dispatch.run(_gather, codebook, indices)
-
-
-@torch.library.custom_op("codeword::gather", mutates_args=())
-def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
-    return torch.nn.functional.embedding(indices, codebook)
-
-
-@_gather.register_fake
-def _(codebook: Tensor, indices: Tensor) -> Tensor:
-    return codebook.new_empty(indices.shape[0], codebook.shape[1])
-
-
-def _gather_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.size = inputs[0].shape[0]  # type: ignore[attr-defined]
-
-
-def _gather_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-    (indices,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return ops.segment_sum(grad, indices, ctx.size)[0].to(grad.dtype), None  # type: ignore[attr-defined]
-
-
-_gather.register_autograd(_gather_backward, setup_context=_gather_setup)

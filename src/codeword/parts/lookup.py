@@ -8,11 +8,11 @@ A quantizer says what its tables and terms are; this file does the rest. Two rec
     slices (PQ, OPQ: x^ = [c_1 ..])    |c_k|^2 - 2<q, c_k>  2<c, x^>, none if c = 0  -<q, c_k>     none
     sums (RVQ, AQ: x^ = sum_m c_m)     -2<q, c_k>           |x^|^2 + 2<c, x^>        -<q, c_k>     none
 
-    pack(codes, given)       lookup.pack(indices, self.levels, terms or None)
-    unpack, take, lay        lookup.unpack(packed, rows, self.levels), lookup.take(...), lookup.lay(rows, self.levels)
-    check(packed)            lookup.check(packed, self.levels, self.name)
-    prepare(queries, metric) lookup.slice_tables(queries, codebooks, metric, self.name), or lookup.Query(tables (q, M, max(levels)), metric)
-    scan, search_spans       lookup.scan(...), lookup.search_spans(...)
+    class of the quantizer   Lookup, which has everything of Scannable but these:
+    pack(codes, given)       lookup.pack_slices(self, codes, given), or lookup.pack(indices, self.levels, terms or None)
+    prepare(queries, metric) lookup.slice_tables(queries, codebooks, metric, self.name), lookup.sum_tables(...), or
+                             lookup.Query(tables (q, M, max(levels)), metric)
+    recipe(metric)           lookup.slice_recipe(...) or lookup.sum_recipe(...): prepare for a search in one native call
 
 Bytes per row: M codes of 4, 8 or 16 bits, the fewest that hold the largest level, M rounded up to a multiple of 4 for 4 bits; 4 for the
 term where there is one.
@@ -28,10 +28,14 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import Unsupported
-from codeword.ops import lut_blocks
+from codeword.ops import lut_blocks, searcher
 from codeword.ops.lut_blocks import Blocks
 from codeword.parts import arrays
-from codeword.quantizer import BLOCK, Codes, Packed
+from codeword.parts import rows as row_sums
+from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
+
+CHECKED = 1 << 16
+"""Rows whose codes are looked at together."""
 
 
 class Query(NamedTuple):
@@ -43,6 +47,38 @@ class Query(NamedTuple):
     def select(self, i: int) -> Query:
         """The prepared query ``i`` alone."""
         return Query(self.tables[i:i + 1], self.metric)
+
+
+class Lookup(Quantizer):
+    """Base of quantizers that are searched by look-ups: they add ``pack`` and ``prepare``."""
+
+    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
+        return unpack(packed, rows, self.levels)
+
+    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
+        """The chosen rows out of their blocks: ``indices`` (n, M) and ``row_terms``."""
+        terms = packed.tensors.get("row_terms")
+        return {"indices": arrays.as_tensor(self.unpack(packed, rows).indices)} | ({} if terms is None else {"row_terms": terms[rows]})
+
+    def lay(self, rows: dict[str, Tensor]) -> Packed:
+        return pack(rows["indices"], self.levels, rows.get("row_terms"))
+
+    def check(self, packed: Packed) -> None:
+        """ShapeError where a code is not below its level or a term not finite."""
+        for start in range(0, packed.rows, CHECKED):
+            some = torch.arange(start, min(start + CHECKED, packed.rows))
+            arrays.check_indices(self.unpack(packed, some).indices, self.levels, self.name)
+        if "row_terms" in packed.tensors:
+            arrays.check_finite(packed.tensors["row_terms"], f"{self.name}.row_terms")
+
+    def scan(self, packed: Packed, query: Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Distances (q, stop - start) without coarse, twice: they are their own bound."""
+        distance = lut_blocks.sums(_blocks(packed, query), query.tables, start, stop)
+        return distance, distance
+
+    def search_spans(self, packed: Packed, query: Query, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
+                     num_threads: int) -> tuple[Tensor, Tensor]:
+        return ops.lut_scan(_blocks(packed, query), query.tables, spans, coarse, k, allowed, num_threads)
 
 
 def require_metric(metric: str, name: str) -> float:
@@ -88,6 +124,31 @@ def slice_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> 
     return Query(ops.lut_tables(slices, books.turned, factor, books.squares if metric == "l2" else None), metric)
 
 
+def slice_recipe(codebooks: Tensor, metric: str, name: str, rotation: Tensor | None = None) -> searcher.Recipe:
+    """The same for ``ops.searcher``: of queries, or of queries times ``rotation``."""
+    factor, books = require_metric(metric, name), books_of(codebooks)
+    return searcher.Slices(books.turned, books.squares if metric == "l2" else None, factor, rotation)
+
+
+def sum_recipe(codebooks: Tensor, metric: str, name: str) -> searcher.Recipe:
+    """Of the recipe for sums: ``codebooks`` (M, K, dim)."""
+    return searcher.Sums(codebooks.detach(), require_metric(metric, name))
+
+
+def sum_tables(queries: Tensor, codebooks: Tensor, metric: str, name: str) -> Query:
+    """Tables of the recipe for sums: ``queries`` (q, dim), ``codebooks`` (M, K, dim)."""
+    factor = require_metric(metric, name)
+    return Query((factor * ops.project(queries.float(), codebooks.flatten(0, 1))).unflatten(1, codebooks.shape[:2]), metric)
+
+
+def pack_slices(quantizer: Quantizer, codes: Codes, given: Tensor | None) -> Packed:
+    """``pack`` of the recipe for slices."""
+    indices = arrays.as_tensor(codes.indices)
+    if given is None:
+        return pack(indices, quantizer.levels, None)
+    return pack(indices, quantizer.levels, 2 * row_sums.dot(arrays.as_tensor(quantizer.decode(codes)).double(), given.double()))
+
+
 def pack(indices: Tensor, levels: tuple[int, ...], terms: Tensor | None) -> Packed:
     """Blocks of ``indices`` (rows, M) and their ``terms`` (rows,), padded with zeros to whole blocks."""
     fill = -len(indices) % BLOCK
@@ -100,37 +161,6 @@ def pack(indices: Tensor, levels: tuple[int, ...], terms: Tensor | None) -> Pack
 
 def unpack(packed: Packed, rows: Tensor, levels: tuple[int, ...]) -> Codes:
     return Codes(lut_blocks.unpack_codes(packed.tensors["codes"], rows, len(levels), max(levels)))
-
-
-def take(packed: Packed, rows: Tensor, levels: tuple[int, ...]) -> dict[str, Tensor]:
-    """The chosen rows out of their blocks: ``indices`` (n, M) and ``row_terms``."""
-    terms = packed.tensors.get("row_terms")
-    return {"indices": arrays.as_tensor(unpack(packed, rows, levels).indices)} | ({} if terms is None else {"row_terms": terms[rows]})
-
-
-def lay(rows: dict[str, Tensor], levels: tuple[int, ...]) -> Packed:
-    """Inverse of ``take``."""
-    return pack(rows["indices"], levels, rows.get("row_terms"))
-
-
-def check(packed: Packed, levels: tuple[int, ...], name: str, rows_at_once: int = 1 << 16) -> None:
-    """ShapeError where a code is not below its level or a term not finite."""
-    for start in range(0, packed.rows, rows_at_once):
-        arrays.check_indices(unpack(packed, torch.arange(start, min(start + rows_at_once, packed.rows)), levels).indices, levels, name)
-    if "row_terms" in packed.tensors:
-        arrays.check_finite(packed.tensors["row_terms"], f"{name}.row_terms")
-
-
-def scan(packed: Packed, query: Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Distances (q, stop - start) without coarse, twice: they are their own bound."""
-    distance = lut_blocks.sums(_blocks(packed, query), query.tables, start, stop)
-    return distance, distance
-
-
-def search_spans(packed: Packed, query: Query, spans: Tensor, coarse: Tensor, k: int, allowed: Tensor | None,
-                 num_threads: int) -> tuple[Tensor, Tensor]:
-    """The k least (distance, row) of each query's spans."""
-    return ops.lut_scan(_blocks(packed, query), query.tables, spans, coarse, k, allowed, num_threads)
 
 
 def _blocks(packed: Packed, query: Query) -> Blocks:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from codeword import ops
+from codeword.errors import CodewordError
 
 
 def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -21,3 +24,14 @@ def moments(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor
     drift, _ = ops.segment_sum(centred, label, 1, weights)
     variance = (squares[0] / counts[0] - (drift[0] / counts[0]).square()).clamp(min=0)
     return torch.ldexp(mean, exponent), torch.ldexp(variance, 2 * exponent)
+
+
+def standardised(rows: Tensor, weights: Tensor | None, name: str) -> tuple[Tensor, Tensor, float]:
+    """Rows in units where they have mean 0 and mean squared length 1, their mean float64 (dim,), and that unit of length (0 where all
+    rows are equal; they are then left zero). What is learned there and folded back is the same for data of any offset and scale."""
+    mean, variance = moments(rows, weights)
+    length = math.sqrt(math.fsum(variance.tolist()))
+    scaled = (rows - mean.float()) / (length if length > 0 else 1.0)
+    if not bool(torch.isfinite(scaled).all()):
+        raise CodewordError(f"{name}.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
+    return scaled, mean, length

@@ -27,6 +27,12 @@ def _mix(z: np.ndarray) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
+def part_seed(seed: int, part: int) -> int:
+    """Seed (52 bits) of part ``part`` (a slice, a stage) of what is seeded ``seed``. Parts of neighbouring seeds, and parts of parts,
+    have nothing in common, as they would with ``seed + part``."""
+    return int(bits(seed, 1, stream="part", start=part)[0] >> np.uint64(12))
+
+
 def uniform(seed: int, n: int, *, stream: str = "") -> np.ndarray:
     """float64 in [0, 1), multiples of 2^-53."""
     return (bits(seed, n, stream=stream) >> np.uint64(11)) * 2.0**-53

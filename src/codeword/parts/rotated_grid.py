@@ -28,6 +28,7 @@ from codeword import ops
 from codeword.errors import CodewordError, Unsupported
 from codeword.ops import bit_blocks
 from codeword.ops.bit_blocks import Blocks, Query
+from codeword.ops.searcher import Bits, Recipe
 from codeword.parts import arrays, random, scan
 from codeword.parts.rows import power
 from codeword.quantizer import BLOCK, Codes, Packed, Quantizer
@@ -151,6 +152,10 @@ class RotatedGrid(Quantizer):
         if metric not in ("l2", "ip"):
             raise Unsupported(f"{self.name}.prepare got metric={metric!r}; 'l2' and 'ip' are known (cosine: l2 of normalised vectors)")
         return bit_blocks.prepare(queries, self.center, self.signs, self.code_bits, self.slack, metric == "l2")
+
+    def recipe(self, metric: str) -> Recipe:
+        """``prepare`` for a search in one native call."""
+        return Bits(self.center, self.signs, self.code_bits, float(self.slack))
 
     def scan(self, packed: Packed, query: Query, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: unbiased (distance, lower bound), each (q, stop - start), without coarse. ``coarse`` (q,)

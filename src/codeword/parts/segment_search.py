@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from codeword.ops import segment_blocks
-from codeword.ops.segment_blocks import Plan, SegmentQuery
+from codeword.ops.segment_blocks import Plan
 from codeword.parts.rows import dot
 
 SIGN_NOISE = (0.0, 0.0, 0.2436, 0.3217, 0.3495, 0.3581, 0.3609, 0.3619, 0.3622, 0.3623, 0.3623, 0.3623, 0.3623, 0.3623)
@@ -45,13 +45,12 @@ def _add_rescale(points: Tensor, kappa: Tensor, turned: Tensor) -> Tensor:
     return torch.stack((2 * kappa * dot(points, turned), -2 * kappa))
 
 
-def query_of(z: Tensor, centred: Tensor, plan: Plan, variances: Tensor, towards: Tensor, norms: Tensor, l2: bool, slack: float,
-             deviations: float | None) -> SegmentQuery:
-    """``z`` (q, coded dimensions) of ``centred`` (q, dim); ``variances`` float64 (S,) sums v_s; ``towards`` <q, m>; ``slack``,
-    ``deviations``: standard deviations of the bounds that read bits and of the one that reads none (None: it is not used)."""
-    n = torch.tensor([length for length, _ in plan], dtype=torch.float64, device=z.device)
-    noise = torch.tensor([SIGN_NOISE[bits] for _, bits in plan], dtype=torch.float64, device=z.device)
+def constants_of(plan: Plan, variances: Tensor, slack: float, deviations: float | None) -> Tensor:
+    """float64 (3, S) for ``segment_blocks.prepare``. ``variances`` float64 (S,) sums v_s; ``slack``, ``deviations``: standard deviations of the
+    bounds that read bits and of the one that reads none (None: it is not used)."""
+    n = torch.tensor([length for length, _ in plan], dtype=torch.float64, device=variances.device)
+    noise = torch.tensor([SIGN_NOISE[bits] for _, bits in plan], dtype=torch.float64, device=variances.device)
     noise = slack**2 * noise * n / (4 * (n - 1).clamp(min=1))
     unseen = (2 * deviations)**2 * variances / n if deviations is not None else torch.full_like(n, math.inf)
     floors = variances / segment_blocks.total(variances).clamp(min=1e-300)
-    return segment_blocks.prepare(z, centred, towards, norms, plan, torch.stack((floors, noise, unseen)), l2)
+    return torch.stack((floors, noise, unseen))

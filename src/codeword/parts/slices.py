@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, Unsupported
+from codeword.parts import random
 from codeword.parts.kmeans import kmeans
 
 WIDTHS = (8, 7, 6, 5, 4, 3, 9, 10, 11, 12, 2, 1)
@@ -48,7 +49,7 @@ def split_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
 def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: int, seed: int, weights: Tensor | None = None,
           start: Tensor | None = None) -> Learned:
     """k-means of every slice of float32 rows (n, d), each from its own seeded start, or from the codebooks ``start``."""
-    found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=seed + m, weights=weights,
+    found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=random.part_seed(seed, m), weights=weights,
                     initial=None if start is None else start[m])
              for m, part in enumerate(rows.split(rows.shape[1] // num_codebooks, dim=1))]
     return Learned(torch.stack([result.centroids for result in found]), sum(result.repaired for result in found))

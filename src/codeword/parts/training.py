@@ -17,22 +17,43 @@ from codeword.parts.threads import one_thread
 
 
 def minimise(loss: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], rows: Tensor, *, steps: int, batch_size: int,
-             learning_rate: float, seed: int, weights: Tensor | None = None) -> list[float]:
-    """``steps`` of Adam (Kingma and Ba 2015) on ``loss(batch)`` over float32 rows (n, dim); the rate falls linearly to zero.
-    Row weights act through the sampling. Returns the loss of every step."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+             learning_rate: float, seed: int, weights: Tensor | None = None, schedule: Callable[[float], float] | None = None,
+             betas: tuple[float, float] = (0.9, 0.999), clip: float | None = None) -> list[float]:
+    """``steps`` of Adam (Kingma and Ba 2015) on ``loss(batch)`` over float32 rows (n, dim). ``schedule(share of steps done)`` scales the
+    rate (None: a linear fall to zero); ``clip`` bounds the norm of the whole gradient. Row weights act through the sampling. Returns
+    the loss of every step."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=betas)
+    schedule = schedule or linear_fall
     history = []
     with torch.enable_grad():
         for step, batch in enumerate(minibatches(len(rows), batch_size, steps, seed, weights)):
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = learning_rate * schedule(step / steps)
             optimizer.zero_grad()
             value = loss(rows[batch.to(rows.device)])
             with one_thread():
                 value.backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip)
                 optimizer.step()
             history.append(float(value.detach()))
     optimizer.zero_grad()
     return history
+
+
+def linear_fall(done: float) -> float:
+    """From 1 to 0 as the share ``done`` of all steps grows from 0 to 1."""
+    return 1 - done
+
+
+def warm_hold_fall(warm: float, hold: float, *, first: float = 0.005, last: float = 0.01) -> Callable[[float], float]:
+    """A rise from ``first`` to 1 over the share ``warm`` of all steps, 1 for the share ``hold`` of the rest, then a fall to ``last``;
+    all linear (FVQ's schedule)."""
+    def factor(done: float) -> float:
+        if done < warm:
+            return first + (1 - first) * done / warm
+        rest = (done - warm) / (1 - warm)
+        return 1.0 if rest <= hold else 1 - (1 - last) * (rest - hold) / (1 - hold)
+    return factor
 
 
 def minibatches(n: int, size: int, steps: int, seed: int, weights: Tensor | None = None) -> Iterator[Tensor]:

@@ -32,12 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeword import ops
 from codeword.errors import CodewordError
+from codeword.ops.searcher import Recipe
 from codeword.parts import additive, lookup, random
 from codeword.parts.moments import moments
 from codeword.parts.threads import one_thread
-from codeword.quantizer import Codes, Packed, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Report
 
 SWEEPS = 3
 """Passes over all positions in ``encode``; the first fills them."""
@@ -50,7 +50,7 @@ QUIET = 0.2
 LARGEST = torch.finfo(torch.float32).max
 
 
-class AQ(Quantizer):
+class AQ(lookup.Lookup):
     """dim; num_codebooks: M; codebook_size: K; beam: codes kept after each step of the search; rounds: of codebooks and codes in turn;
     seed."""
 
@@ -109,30 +109,12 @@ class AQ(Quantizer):
         indices = torch.as_tensor(codes.indices)
         return lookup.pack(indices, self.levels, additive.row_terms(self.codebooks.detach(), indices, given))
 
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
-
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): -2<q, c> for l2, -<q, c> for ip; a query's are the same alone and in a batch."""
-        factor = lookup.require_metric(metric, self.name)
-        products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
-        return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+        return lookup.sum_tables(queries, self.codebooks.detach(), metric, self.name)
 
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
 
     # ------------------------------------------------------------------ helpers
 

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from codeword import ops
+from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
 from codeword.parts.pca import pca
-from codeword.quantizer import Codes, Packed, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Report
 
 SAMPLE = 1 << 16
 """Rows that are learned from, at most, or 256 a codeword where that is more."""
@@ -44,7 +45,7 @@ FINISH = 4
 """Steps of k-means at the end, under the final rotation."""
 
 
-class OPQ(Quantizer):
+class OPQ(lookup.Lookup):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: rounds; seed."""
 
     takes_metric = True
@@ -71,8 +72,8 @@ class OPQ(Quantizer):
         return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed)
-        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed + 1)
+        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed, "opq rows")
+        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed, "opq preview")
         trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
         state = min(trials, key=lambda trial: trial.error)
         state = self._rounds(state, rows, weights, self.iterations)
@@ -102,35 +103,14 @@ class OPQ(Quantizer):
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
-        indices = torch.as_tensor(codes.indices)
-        terms = None
-        if given is not None:
-            values = self._decode(indices.to(torch.int64), None)
-            terms = 2 * (values.double() * given.double()).sum(1)
-        return lookup.pack(indices, self.levels, terms)
-
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
+        return lookup.pack_slices(self, codes, given)
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K) of the rotated queries, as PQ's."""
         return lookup.slice_tables(ops.project(queries.float(), self.rotation), self.codebooks, metric, self.name)
 
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.slice_recipe(self.codebooks, metric, self.name, self.rotation)
 
     # ------------------------------------------------------------------ fitting
 
@@ -179,9 +159,9 @@ class _State(NamedTuple):
     repaired: int
 
 
-def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int, stream: str) -> tuple[Tensor, Tensor | None]:
     """A seeded sample of at most ``count`` rows, in the order of the rows."""
     if len(rows) <= count:
         return rows, weights
-    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream="opq rows")).to(rows.device).sort().values
+    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream=stream)).to(rows.device).sort().values
     return rows[keep], None if weights is None else weights[keep]

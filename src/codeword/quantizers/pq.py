@@ -25,16 +25,18 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from codeword import ops
 from codeword.errors import CodewordError, FormatError
+from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, gradients, lookup, losses, quadratic, slices
 from codeword.parts.upkeep import Upkeep, stacked
-from codeword.quantizer import Codes, Packed, Quantized, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Quantized, Report
 
 
-class PQ(Quantizer):
+class PQ(lookup.Lookup):
     """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed: slice m
-    starts from seed + m; anisotropy: 0, or the inner product from which hits count; learning, commitment, decay, revival: as in ``VQ``;
-    estimator: one of ``gradients.PAIRS``."""
+    starts from ``random.part_seed(seed, m)``; anisotropy: 0, or the inner product from which hits count; learning, commitment, decay, revival:
+    as in ``VQ``; estimator: one of ``gradients.PAIRS``."""
 
     takes_metric = True
     later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0, "learning": "gradient", "commitment": 0.25, "decay": 0.99,
@@ -92,7 +94,7 @@ class PQ(Quantizer):
         commit, pull, values, stats = rows.new_zeros(()), rows.new_zeros(()), [], []
         width = self.dim // self.num_codebooks
         for m, (own, book) in enumerate(zip(rows.split(width, dim=1), self.codebooks, strict=True)):
-            chosen = gradients.gather(book, indices[:, m])
+            chosen = ops.gather(book, indices[:, m])
             more = losses.both_terms(own, chosen, keep)
             commit, pull = commit + more[0] / self.num_codebooks, pull + more[1] / self.num_codebooks
             values.append(gradients.passed(self.estimator, own, chosen, training=self.training))
@@ -120,31 +122,11 @@ class PQ(Quantizer):
 
     def pack(self, codes: Codes, given: Tensor | None = None) -> Packed:
         """``codes`` (rows, M) padded to whole blocks and, per row of a list, 2<c, x^> with c = given."""
-        indices = torch.as_tensor(codes.indices)
-        if given is None:
-            return lookup.pack(indices, self.levels, None)
-        values = self._decode(indices.to(torch.int64), None)
-        return lookup.pack(indices, self.levels, 2 * (values.double() * given.double()).sum(1))
-
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
+        return lookup.pack_slices(self, codes, given)
 
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): |c|^2 - 2<q^m, c> for l2, -<q^m, c> for ip; a query's are the same alone and in a batch."""
-        return lookup.slice_tables(queries, self.codebooks, metric, self.name)
+        return lookup.slice_tables(queries, self.codebooks.detach(), metric, self.name)
 
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.slice_recipe(self.codebooks.detach(), metric, self.name)

@@ -4,7 +4,8 @@
 
 The slices follow each other in the order of ``quantizers`` and are as wide as these. Give a list for one quantizer a slice, or a
 single quantizer and ``groups`` for one that all slices share (it is then fitted on the slices of all rows together).
-``Product`` of VQs seeded s, s+1, ... is ``PQ`` seeded s, codeword for codeword.
+``Product`` of VQs with the seeds ``random.part_seed(s, m)``, which ``product(vq:seed=s):groups=M`` makes, is ``PQ`` seeded s, codeword for
+codeword.
 The loss is the parts' losses weighted by their share of the width, so it stays a mean over elements whatever the split.
 Cost and bits: the sums of the parts'.
 """

@@ -18,8 +18,8 @@ Cost: M K d multiply-adds a vector and, with a beam, beam M^2 K / 2 additions of
 beam M K d multiply-adds of searching residuals. Bits: M ceil(log2 K) a vector, no side information; M K d floats shared. In an
 index |x^|^2 is kept with the codes, 4 bytes a vector.
 
-With beam 1 the exact nearest codeword of each float32 residual is taken, which is Residual([VQ] * M) bit for bit. With a beam,
-decisions are made on inner products rounded to float32, so beam 2 may choose another code of equal error up to that rounding.
+With beam 1 the exact nearest codeword of each float32 residual is taken, which is Residual of VQs with the stages' seeds bit for bit.
+With a beam, decisions are made on inner products rounded to float32, so beam 2 may choose another code of equal error up to that rounding.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
-from codeword.parts import additive, arrays, gradients, lookup, losses
+from codeword.ops.searcher import Recipe
+from codeword.parts import additive, arrays, gradients, lookup, losses, random
 from codeword.parts.kmeans import kmeans
 from codeword.parts.upkeep import Upkeep, stacked
-from codeword.quantizer import Codes, Packed, Quantized, Quantizer, Report
+from codeword.quantizer import Codes, Packed, Quantized, Report
 
 
-class RVQ(Quantizer):
+class RVQ(lookup.Lookup):
     """dim; num_codebooks: stages M; codebook_size: codewords a stage; beam: codes kept after each stage; commitment: beta; iterations:
-    of k-means; seed: stage m starts from seed + m; learning, decay, revival: as in ``VQ``; estimator: one of ``gradients.PAIRS``;
-    dropout: share of the items that use fewer stages in training."""
+    of k-means; seed: stage m starts from ``random.part_seed(seed, m)``; learning, decay, revival: as in ``VQ``;
+    estimator: one of ``gradients.PAIRS``; dropout: share of the items that use fewer stages in training."""
 
     later_arguments: ClassVar[dict[str, Any]] = {"learning": "gradient", "decay": 0.99, "revival": None, "estimator": "straight_through",
                                                  "dropout": 0.0}
@@ -111,7 +112,7 @@ class RVQ(Quantizer):
         for m, book in enumerate(self.codebooks):
             active = None if used is None else used > m
             index = ops.nearest(left, book).indices if known is None else known[:, m]
-            chosen = gradients.gather(book, index)
+            chosen = ops.gather(book, index)
             more = losses.both_terms(left, chosen, keep, active)
             counted = keep if active is None else active if keep is None else active & keep
             stats.append(self.upkeep.statistics(left, index, counted, m))
@@ -162,30 +163,12 @@ class RVQ(Quantizer):
         indices = torch.as_tensor(codes.indices)
         return lookup.pack(indices, self.levels, additive.row_terms(self.codebooks.detach(), indices, given))
 
-    def unpack(self, packed: Packed, rows: Tensor) -> Codes:
-        return lookup.unpack(packed, rows, self.levels)
-
-    def take(self, packed: Packed, rows: Tensor) -> dict[str, Tensor]:
-        return lookup.take(packed, rows, self.levels)
-
-    def lay(self, rows: dict[str, Tensor]) -> Packed:
-        return lookup.lay(rows, self.levels)
-
-    def check(self, packed: Packed) -> None:
-        lookup.check(packed, self.levels, self.name)
-
     def prepare(self, queries: Tensor, metric: str) -> lookup.Query:
         """tables (q, M, K): -2<q, c> for l2, -<q, c> for ip; a query's are the same alone and in a batch."""
-        factor = lookup.require_metric(metric, self.name)
-        products = ops.project(queries.float(), self.codebooks.detach().flatten(0, 1))
-        return lookup.Query((factor * products).unflatten(1, self.codebooks.shape[:2]), metric)
+        return lookup.sum_tables(queries, self.codebooks.detach(), metric, self.name)
 
-    def scan(self, packed: Packed, query: lookup.Query, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return lookup.scan(packed, query, start, stop)
-
-    def search_spans(self, packed: Packed, query: lookup.Query, spans: Tensor, coarse: Tensor, k: int,
-                     allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        return lookup.search_spans(packed, query, spans, coarse, k, allowed, num_threads)
+    def recipe(self, metric: str) -> Recipe:
+        return lookup.sum_recipe(self.codebooks, metric, self.name)
 
     # ------------------------------------------------------------------ helpers
 
@@ -200,7 +183,7 @@ class RVQ(Quantizer):
     def _fit_greedy(self, rows: Tensor, weights: Tensor | None) -> int:
         repaired = 0
         for m in range(self.num_codebooks):
-            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed + m, weights=weights)
+            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=random.part_seed(self.seed, m), weights=weights)
             with torch.no_grad():
                 self.codebooks[m] = result.centroids
             rows = rows - result.centroids[ops.nearest(rows, result.centroids).indices]

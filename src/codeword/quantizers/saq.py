@@ -36,6 +36,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.ops import segment_blocks
+from codeword.ops.searcher import Recipe, Segments
 from codeword.ops.segment_blocks import SegmentBlocks, SegmentQuery
 from codeword.parts import arrays, random, scan, segment_search
 from codeword.parts.bit_plan import MAX_BITS, Plan, bit_plan, block_edges, flat_plan, plan_bits
@@ -306,10 +307,17 @@ class SAQ(Quantizer):
         centred = (queries - self.mean).clamp(-LARGEST, LARGEST) if l2 else queries
         z = ops.project(centred, self.axes[:len(self.levels)])
         towards = ops.project(queries, self.mean.unsqueeze(0))[:, 0]
-        sums = self.variances.double().cumsum(0)[[stop - 1 for _, stop in self._bounds]]
-        variances = torch.diff(sums, prepend=sums.new_zeros(1))
         norms = ops.nearest(queries, torch.zeros(1, self.dim, device=queries.device)).distances
-        return segment_search.query_of(z, centred, self.coded, variances, towards, norms, l2, SLACK, self.deviations)
+        return segment_blocks.prepare(z, centred, towards, norms, self.coded, self._constants(), l2)
+
+    def _constants(self) -> Tensor:
+        sums = self.variances.double().cumsum(0)[[stop - 1 for _, stop in self._bounds]]
+        return segment_search.constants_of(self.coded, torch.diff(sums, prepend=sums.new_zeros(1)), SLACK, self.deviations)
+
+    def recipe(self, metric: str) -> Recipe:
+        """``prepare`` for a search in one native call."""
+        self._require_fitted("recipe")
+        return Segments(self.mean, self.axes[:len(self.levels)], self.coded, self._constants())
 
     def scan(self, packed: Packed, query: SegmentQuery, start: int, stop: int, coarse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows start..stop for all queries: (distance, the least that may be let pass for it), each (q, stop - start), without coarse.

@@ -58,9 +58,9 @@ class DecodedQuery(NamedTuple):
     queries: Tensor
     metric: str
 
-    def select(self, i: int) -> DecodedQuery:
-        """The prepared query ``i`` alone."""
-        return DecodedQuery(self.queries[i:i + 1], self.metric)
+    def take(self, who: Tensor) -> DecodedQuery:
+        """The prepared queries ``who`` (n,)."""
+        return DecodedQuery(self.queries[who], self.metric)
 
 
 class DecodedScan:
@@ -108,27 +108,5 @@ class DecodedScan:
 
     def search_spans(self, packed: Packed, query: DecodedQuery, spans: Tensor, coarse: Tensor, k: int,
                      allowed: Tensor | None, num_threads: int) -> tuple[Tensor, Tensor]:
-        """Each span is decoded once for all queries that visit it, in row order, so that equal distances keep the lower row."""
-        distances = torch.full((len(spans), k), torch.inf)
-        rows = torch.full((len(spans), k), -1, dtype=torch.int64)
-        pairs, group = torch.unique(spans.reshape(-1, 2), dim=0, return_inverse=True)
-        order = torch.argsort(group, stable=True)
-        members = order.split(torch.bincount(group, minlength=len(pairs)).tolist())
-        for (first, last), member in zip(pairs.tolist(), members, strict=True):
-            who, offset = member // spans.shape[1], coarse.reshape(-1)[member].unsqueeze(1)
-            some = DecodedQuery(query.queries[who], query.metric)
-            for start in range(first, last, _ROWS):
-                stop = min(start + _ROWS, last)
-                found = self.scan(packed, some, start, stop)[0] + offset
-                if allowed is not None:
-                    found = torch.where(allowed[start:stop], found, torch.inf)
-                distances[who], rows[who] = _merge(distances[who], rows[who], found, torch.arange(start, stop), k)
-        return distances, rows
-
-
-def _merge(distances: Tensor, rows: Tensor, found: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k least of kept (q, k) and newly found (q, m) distances; kept ones are of lower rows and win ties."""
-    pool, order = torch.cat((distances, found), dim=1).sort(dim=1, stable=True)
-    everything = torch.cat((rows, where.expand(len(rows), -1)), dim=1)
-    best = everything.gather(1, order[:, :k])
-    return pool[:, :k], torch.where(torch.isinf(pool[:, :k]), -1, best)
+        """Each span is decoded once for all queries that visit it."""
+        return scan.top_k_groups(self, packed, query, spans, coarse, k, allowed, _ROWS)

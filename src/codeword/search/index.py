@@ -15,18 +15,21 @@ k * rerank candidates are compared again with codes of ``rerank_quantizer`` or w
 
 from __future__ import annotations
 
+import operator
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from codeword import catalog
+from codeword import catalog, ops
 from codeword.errors import CodewordError, NotFitted, ShapeError, Unsupported
 from codeword.io.folder import export_file, import_file
+from codeword.ops.searcher import Searcher
 from codeword.parts import arrays
 from codeword.parts.arguments import require_input_space
 from codeword.quantizer import Codes, Quantizer, Report
@@ -34,7 +37,7 @@ from codeword.search import saving, scores
 from codeword.search.filters import Filter, id_array
 from codeword.search.lists import Lists
 from codeword.search.segments import STORES, Rows, Schema, View, concatenate
-from codeword.search.top_k import top_k
+from codeword.search.top_k import part_of, top_k, top_k_native
 from codeword.search.truth import Hits
 from codeword.search.tune import TuneReport, tune
 
@@ -46,6 +49,8 @@ ENCODED_ROWS = 4096
 
 MERGED = 8
 """So many segments of a size class are merged into one of the next."""
+
+_FLOAT32 = np.dtype(np.float32)
 
 SEGMENT_BYTES = 1 << 28
 """Unpacked codes of one segment; bounds the memory of ``add`` and ``compact``."""
@@ -76,6 +81,7 @@ class Index:
         self.report = Report()
         self._lock = threading.RLock()
         self._schema: Schema | None = None
+        self._searchers: _Searchers | None = None
         self._place: tuple[Path, str] | None = None
         self._forget()
         if nlist is None and not self._fits and not self._fits_fine:
@@ -214,9 +220,28 @@ class Index:
         are fewer, +inf and -1. ``nprobe`` lists are visited and k * ``rerank`` candidates re-ranked (0: none); defaults are the
         attributes of these names, which ``tune`` sets. ``allow`` / ``deny``: a boolean mask over ids, or ids."""
         schema = self._fitted("search")
-        arrays.check_rows(q, self.dim, "search")
+        rows = _plain(q, self.dim)
+        if rows is None:
+            arrays.check_rows(q, self.dim, "search")
         nprobe = self.nprobe if nprobe is None else nprobe
         rerank = self.rerank if rerank is None else rerank
+        self._check_numbers(k, nprobe, num_threads, rerank)
+        views = self._snapshot()
+        if rows is not None and allow is None and deny is None and (searcher := self._native(schema, views)) is not None:
+            found = top_k_native(schema, views, searcher, rows, int(k), int(nprobe), int(rerank), int(num_threads))
+            if found is not None:
+                return _hits(*found, q)
+        blocks = [scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)]
+        queries = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        distances, ids = top_k(schema, views, queries, int(k), int(nprobe), int(rerank), Filter(allow, deny), int(num_threads))
+        shape = (*q.shape[:-1], int(k))
+        return Hits(arrays.like(distances.reshape(shape), q), arrays.like(ids.reshape(shape), q))
+
+    def _check_numbers(self, k: Any, nprobe: Any, num_threads: Any, rerank: Any) -> None:
+        """CodewordError where an argument of ``search`` is not a number that is allowed."""
+        if type(k) is type(nprobe) is type(num_threads) is type(rerank) is int and 1 <= k <= 1 << 16 and nprobe >= 1 and num_threads >= 1 \
+                and rerank == 0:
+            return
         limit = max(1 << 16, len(self))
         for name, value, least in (("k", k, 1), ("nprobe", nprobe, 1), ("num_threads", num_threads, 1), ("rerank", rerank, 0)):
             if not _is_integer(value) or value < least or (name == "k" and value > limit):
@@ -224,11 +249,6 @@ class Index:
                 raise CodewordError(f"search got {name}={value!r}; {allowed} is allowed")
         if rerank and not self.reranks:
             raise Unsupported("search got rerank, but this index keeps nothing to re-rank from; build it with rerank_quantizer or store")
-        blocks = [scores.prepared(block, self.metric, "search") for block in arrays.float_blocks(q, self.dim)]
-        queries = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        distances, ids = top_k(schema, self._snapshot(), queries, int(k), int(nprobe), int(rerank), Filter(allow, deny), int(num_threads))
-        shape = (*q.shape[:-1], int(k))
-        return Hits(arrays.like(distances.reshape(shape), q), arrays.like(ids.reshape(shape), q))
 
     def reconstruct(self, ids: Any) -> Any:
         """Decoded values (n, dim) float32 of stored ``ids`` (n,), as indexed (unit length for cosine, up to the code's error)."""
@@ -373,6 +393,29 @@ class Index:
             views = [*self._views, self._pending_view] if self._pending_view is not None else self._views
             return [view for view in views if view.live]
 
+    def _native(self, schema: Schema, views: list[View]) -> Searcher | None:
+        """What answers a search of these views in one native call, remembered until they or the quantizer change; None where the Python
+        path must."""
+        quantizer, known = self.quantizer, self._searchers
+        state = [*quantizer._buffers.values(), *quantizer._parameters.values()]
+        try:
+            versions = [-1 if tensor is None else tensor._version for tensor in state]
+        except RuntimeError:  # inference tensors do not count writes
+            return None
+        if known is None or known.schema is not schema or known.versions != versions or not _alike(known.state, state):
+            recipe_of = getattr(schema.scanner, "recipe", None)
+            recipe = None if recipe_of is None else recipe_of(scores.scanned_metric(self.metric))
+            if recipe is None or not ops.searcher.available(recipe):
+                return None
+            preparation = ops.searcher.Preparation(self.dim, self.metric, schema.lists.routes, recipe)
+            known = _Searchers(schema, state, versions, preparation, [], None)
+        if known.searcher is None or not _alike(known.views, views):
+            if not views:
+                return None
+            known = known._replace(views=views, searcher=ops.searcher.Searcher(known.preparation, [part_of(view) for view in views]))
+        self._searchers = known
+        return known.searcher
+
     def _encode(self, schema: Schema, x: Any, numbers: np.ndarray) -> tuple[list[View], Rows | None]:
         """Encode in blocks; full segments are sealed on the way, so that codes of few rows are ever held unpacked."""
         sealed: list[View] = []
@@ -433,6 +476,41 @@ class Index:
             if not keep.all():
                 self._pending = self._pending.select(torch.from_numpy(keep)) if keep.any() else None
                 self._pending_view = None
+
+
+class _Searchers(NamedTuple):
+    """The last native searcher, and what it was made of."""
+
+    schema: Schema
+    state: list[Tensor | None]
+    versions: list[int]
+    preparation: ops.searcher.Preparation
+    views: list[View]
+    searcher: Searcher | None
+
+
+def _alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _plain(q: Any, dim: int) -> np.ndarray | None:
+    """``q`` (..., dim) as C-contiguous float32 rows without a copy, or None where it is something else or empty."""
+    if type(q) is Tensor and q.dtype is torch.float32 and q.is_cpu and not q.requires_grad and q.layout is torch.strided:
+        array = q.numpy()
+    elif type(q) is np.ndarray:
+        array = q
+    else:
+        return None
+    if array.dtype is not _FLOAT32 or not array.flags.c_contiguous or not array.size or array.shape[-1:] != (dim,):
+        return None
+    return array if array.ndim == 2 else array.reshape(-1, dim)
+
+
+def _hits(distances: np.ndarray, ids: np.ndarray, q: Any) -> Hits:
+    if q.ndim != 2:
+        shape = (*q.shape[:-1], distances.shape[1])
+        distances, ids = distances.reshape(shape), ids.reshape(shape)
+    return Hits(distances, ids) if isinstance(q, np.ndarray) else Hits(torch.from_numpy(distances), torch.from_numpy(ids))
 
 
 def _size_class(rows: int) -> int:

@@ -67,6 +67,11 @@ class Lists:
         """(n, dim) centroids subtracted before encoding, or None where nothing is."""
         return self.centroids[labels] if self.residual and self.centroids is not None else None
 
+    @property
+    def routes(self) -> tuple[Tensor, Tensor, bool] | None:
+        """Centroids, their squares and whether codes are of residuals; None for one list."""
+        return None if self.centroids is None or self._squares is None else (self.centroids, self._squares, self.residual)
+
     def probe(self, queries: Tensor, nprobe: int, metric: str) -> Probes:
         """``metric`` "l2" or "ip". The first ``nprobe`` lists of each prepared query; the same for a query alone or in any batch."""
         count = min(nprobe, self.count)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeword.ops.searcher import Part, Searcher
 from codeword.search.filters import Filter
 from codeword.search.lists import Probes
-from codeword.search.scores import scanned_metric
+from codeword.search.scores import prepared, scanned_metric
 from codeword.search.segments import Schema, View
 
 QUERIES = 1024
@@ -33,14 +34,39 @@ def top_k(schema: Schema, views: Sequence[View], queries: Tensor, k: int, nprobe
                                                torch.nn.functional.pad(ids, (0, short), value=-1))
 
 
+def top_k_native(schema: Schema, views: Sequence[View], searcher: Searcher, rows: np.ndarray, k: int, nprobe: int, rerank: int,
+                 num_threads: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """``top_k`` without a filter, of raw float32 ``rows`` (q, dim), by the searcher of all ``views``; None where a query is no good."""
+    if len(rows) > QUERIES:
+        parts = [top_k_native(schema, views, searcher, rows[i:i + QUERIES], k, nprobe, rerank, num_threads) for i in range(0, len(rows), QUERIES)]
+        good = [part for part in parts if part is not None]
+        return (np.concatenate([d for d, _ in good]), np.concatenate([i for _, i in good])) if len(good) == len(parts) else None
+    if not rerank:
+        return searcher.search(rows, k, nprobe, num_threads)
+    found = searcher.candidates(rows, min(k * rerank, sum(view.live for view in views)), nprobe, num_threads)
+    if found is None:
+        return None
+    _, ids, which, slots = found
+    refined = schema.refine([view.segment for view in views], which, slots, prepared(torch.from_numpy(rows), schema.metric, "search"))
+    distances, ids = _ordered(k, refined, ids)
+    short = k - distances.shape[1]
+    return (torch.nn.functional.pad(distances, (0, short), value=torch.inf).numpy(), torch.nn.functional.pad(ids, (0, short), value=-1).numpy())
+
+
+def part_of(view: View) -> Part:
+    """A view as the native search takes it."""
+    t = view.segment.tensors
+    return Part(view.segment.packed.tensors, view.segment.ids, t["starts"], t["counts"], _allowed(view, Filter(None, None)), view.live)
+
+
 def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | None], queries: Tensor, k: int, nprobe: int, rerank: int,
            num_threads: int) -> tuple[Tensor, Tensor]:
     """At most k columns; fewer where there are fewer rows."""
     metric = scanned_metric(schema.metric)
     wanted = k * max(1, rerank)
-    prepared = schema.scanner.prepare(queries, metric)
+    query = schema.scanner.prepare(queries, metric)
     probes = schema.lists.probe(queries, nprobe, metric)
-    found = [_segment(schema, view, mask, prepared, probes, min(wanted, view.live), num_threads)
+    found = [_segment(schema, view, mask, query, probes, min(wanted, view.live), num_threads)
              for view, mask in zip(views, allowed, strict=True) if view.live]
     if not found:
         return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
@@ -59,7 +85,7 @@ def _block(schema: Schema, views: Sequence[View], allowed: Sequence[Tensor | Non
     return distances[:, :k], ids[:, :k]
 
 
-def _segment(schema: Schema, view: View, allowed: Tensor | None, prepared: object, probes: Probes, k: int,
+def _segment(schema: Schema, view: View, allowed: Tensor | None, query: object, probes: Probes, k: int,
              num_threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(distances, slots, ids), each (q, k), of one segment."""
     # numpy: with one query the calls themselves are the cost, and torch's take several times as long
@@ -67,7 +93,7 @@ def _segment(schema: Schema, view: View, allowed: Tensor | None, prepared: objec
     spans = np.empty((*lists.shape, 2), np.int64)
     spans[..., 0] = starts[lists]
     spans[..., 1] = spans[..., 0] + counts[lists]
-    distances, slots = schema.scanner.search_spans(view.segment.packed, prepared, torch.from_numpy(spans), probes.coarse, k, allowed,
+    distances, slots = schema.scanner.search_spans(view.segment.packed, query, torch.from_numpy(spans), probes.coarse, k, allowed,
                                                    num_threads)
     found = slots.numpy()
     ids = view.segment.ids.numpy()[np.maximum(found, 0)]
