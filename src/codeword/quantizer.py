@@ -352,8 +352,8 @@ class Quantizer(nn.Module):
 
     def _forward_with(self, x: Tensor, mask: Tensor | None, forward: Callable[[Tensor, Tensor | None], tuple],
                       lengths: Tensor | None = None) -> Quantized:
-        """All that ``forward`` does around ``_forward``, or around another such function that uses ``lengths`` (...) int32 positions of each
-        row's code."""
+        """All that ``forward`` does around ``_forward``, or around a function like it that uses the first ``lengths`` (...) int32 positions
+        of each row's code."""
         if not torch.compiler.is_compiling():
             self._require_fitted("forward")
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -374,7 +374,7 @@ class Quantizer(nn.Module):
         codes = Codes(
             index.to(self.index_dtype).reshape(*lead, len(self.levels)),
             side.to(self.side_dtype).reshape(*lead, self.side_count) if side is not None else None,
-            lengths if keep is None else (keep.to(torch.int32) * (len(self.levels) if lengths is None else lengths.reshape(-1))).reshape(lead),
+            lengths if keep is None else keep.reshape(lead).to(torch.int32) * (len(self.levels) if lengths is None else lengths),
         )
         return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
 
