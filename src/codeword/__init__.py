@@ -10,9 +10,10 @@ __version__ = "0.1.0"
 _NAMES = {
     "CodewordError": "errors", "FormatError": "errors", "NotFitted": "errors", "ShapeError": "errors", "Unsupported": "errors",
     "Codes": "quantizer", "Quantized": "quantizer", "Quantizer": "quantizer",
-    "make": "catalog",
+    "make": "catalog", "AutoUpdate": "parts.auto_update",
     "VQ": "quantizers.vq", "PQ": "quantizers.pq", "OPQ": "quantizers.opq", "PVQ": "quantizers.pvq", "GainShape": "quantizers.gain_shape",
-    "LFQ": "quantizers.lfq", "BSQ": "quantizers.bsq",
+    "LFQ": "quantizers.lfq", "BSQ": "quantizers.bsq", "GroupRVQ": "quantizers.group_rvq", "MaskedRVQ": "quantizers.masked_rvq",
+    "GumbelPQ": "quantizers.gumbel_pq", "MultiScale": "quantizers.multi_scale",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
     "Residual": "quantizers.residual", "Projected": "quantizers.projected",
     "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
@@ -20,7 +21,7 @@ _NAMES = {
     "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
     "CosineVQ": "quantizers.cosine_vq", "FactorizedVQ": "quantizers.factorized_vq",
     "BridgeVQ": "quantizers.bridge_vq", "ProjectedVQ": "quantizers.projected_vq",
-    "Index": "search.index", "load": "io.objects",
+    "Index": "search.index", "load": "io.objects", "ImageTokenizer": "tokenizers.image", "Tokens": "tokenizers.tokens",
 }
 
 __all__ = sorted(_NAMES)

@@ -16,8 +16,10 @@ LEARNING = {
     "vq-ema": "vq:codebook_size=64,iterations=8,learning=ema,decay=0.9",
     "simvq": "simvq:codebook_size=64,steps=60",
     "fsq": "fsq:grid=8x5x5x5",
+    "pq-ema": "pq:num_codebooks=2,codebook_size=16,iterations=8,learning=ema,decay=0.9",
+    "rvq-diveq": "rvq:num_codebooks=2,codebook_size=16,iterations=8,beam=1,estimator=diveq_detached",
 }
-FIXED = {"pq": "pq:num_codebooks=2,codebook_size=16,iterations=8", "rabitq": "rabitq:code_bits=2", "pvq": "pvq:bits=2"}
+FIXED = {"rabitq": "rabitq:code_bits=2", "pvq": "pvq:bits=2"}
 
 
 def build(spec: str, pictures: Tensor, seed: int = 0) -> tuple[Autoencoder, torch.optim.Optimizer]:

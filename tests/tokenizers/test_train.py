@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import torch
 pytest.importorskip("lightning_fabric")
 
 from codeword.data.images import Images, open_images
-from codeword.errors import CodewordError
+from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.io.tensors import read_tensors, write_tensors
+from codeword.tokenizers import checkpoint, schedule
 from codeword.tokenizers import train as module
 from codeword.tokenizers.image import ImageTokenizer
-from codeword.tokenizers.train import Limits, Settings, train
+from codeword.tokenizers.recorder import COLUMNS, read_log
+from codeword.tokenizers.train import Limits, Progress, Settings, train
 
 TINY = Settings(quantizer="vq:codebook_size=8,iterations=2,learning=ema", network="conv:width=4", size=16, dim=4, batch_size=8, warmup=2)
 
@@ -30,19 +36,146 @@ def weights(tokenizer: ImageTokenizer) -> list[torch.Tensor]:
     return [tensor for _, tensor in sorted(tokenizer.state_dict().items())]
 
 
-@pytest.mark.parametrize("quantizer", ["vq:codebook_size=8,iterations=2,learning=ema", "simvq:codebook_size=16,steps=3", "fsq:grid=4x4"])
-def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(images: Any, tmp_path: Path, quantizer: str) -> None:
-    settings = Settings(**{**TINY.__dict__, "quantizer": quantizer})
-    whole = train(*images, settings, Limits(steps=6), tmp_path / "whole")
+def settings(**other: Any) -> Settings:
+    return dataclasses.replace(TINY, **other)
 
-    def stop(progress: Any) -> None:
+
+@pytest.mark.parametrize("other", [{}, {"quantizer": "simvq:codebook_size=16,steps=3"}, {"quantizer": "fsq:grid=4x4"},
+                                   {"gan": 0.1, "gan_start": 0.4, "loss": "l1=2,l2=1"}, {"loss": "l2=1,logit_laplace=0.1", "ema": 0.0}],
+                         ids=["vq", "simvq", "fsq", "gan", "laplace"])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_stopped(images: Any, tmp_path: Path, other: dict[str, Any]) -> None:
+    whole = train(*images, settings(**other), Limits(steps=6), tmp_path / "whole")
+
+    def stop(progress: Progress) -> None:
         if progress.step == 3:
-            import signal
             signal.raise_signal(signal.SIGINT)
 
-    half = train(*images, settings, Limits(steps=6), tmp_path / "half", watch=stop)
-    assert half.interrupted and half.steps in (3, 4) and not (tmp_path / "half" / "tokenizer.cw").exists()
-    done = train(*images, settings, Limits(steps=6), tmp_path / "half", resume=True)
+    half = train(*images, settings(**other), Limits(steps=6), tmp_path / "half", watch=stop)
+    assert half.interrupted and half.steps == 4 and not (tmp_path / "half" / "tokenizer.cw").exists()
+    done = train(*images, settings(**other), Limits(steps=6), tmp_path / "half", resume=True)
     assert done.steps == 6 and not done.interrupted
     assert all(torch.equal(a, b) for a, b in zip(weights(whole.tokenizer), weights(done.tokenizer), strict=True))
+    assert (tmp_path / "half" / "tokenizer.cw").stat().st_size == (tmp_path / "whole" / "tokenizer.cw").stat().st_size
     assert whole.tokenizer.fingerprint == done.tokenizer.fingerprint
+    steps = [row["step"] for row in read_log(tmp_path / "half" / "log.csv")]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_killed_without_a_word_it_goes_on_from_its_checkpoint(images: Any, tmp_path: Path) -> None:
+    """An error after step 4 stands for a kill: the checkpoint of step 2 is what is left, and the log is cut back to it."""
+    def die(progress: Progress) -> None:
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    limits = Limits(steps=6, log_every=1, save_seconds=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(*images, TINY, limits._replace(save_seconds=1e9), tmp_path / "none", watch=die)
+    assert not (tmp_path / "none" / "checkpoint.cw").exists()
+    with pytest.raises(KeyboardInterrupt):
+        train(*images, TINY, limits, tmp_path / "job", watch=die)
+    done = train(*images, TINY, limits, tmp_path / "job", resume=True)
+    whole = train(*images, TINY, limits, tmp_path / "whole")
+    assert done.tokenizer.fingerprint == whole.tokenizer.fingerprint
+    assert [row["step"] for row in done.rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_it_learns(images: Any, tmp_path: Path) -> None:
+    done = train(*images, settings(batch_size=16, learning_rate=0.01, ema=0.0), Limits(steps=40), tmp_path / "job")
+    assert done.rows[0]["l2"] > 3 * done.rows[-1]["l2"] and done.rows[-1]["valid_psnr"] > 11
+    assert set(done.rows[-1]) <= set(COLUMNS)
+
+
+def test_the_averages_are_those_of_the_formula(images: Any, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Spy(module.Run):
+        def train_step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            if not seen:
+                seen.append(self.tokenizer.decoder[-1].bias.detach().clone())  # type: ignore[index, union-attr]
+            found = super().train_step(x)
+            seen.append(self.tokenizer.decoder[-1].bias.detach().clone())  # type: ignore[index, union-attr]
+            return found
+
+    run = Spy(*images, TINY, Limits(steps=5), tmp_path, module.start_fabric(TINY), False, False)
+    for t in range(5):
+        run.train_step(run.batches.batch(t).float() / 255)
+        run.step += 1
+    expected = seen[0]
+    for t, value in enumerate(seen[1:]):
+        decay = min(0.999, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * value
+    assert torch.allclose(run.averaged().decoder[-1].bias, expected, atol=1e-7)  # type: ignore[index, union-attr, arg-type]
+
+
+def test_a_run_of_minutes_plans_its_steps_and_ends_annealed(images: Any, tmp_path: Path) -> None:
+    done = train(*images, settings(warmup=0), Limits(minutes=0.03, log_every=1), tmp_path / "job")
+    assert done.steps > module.PLAN_AFTER and done.seconds < 10
+    rates = [row["rate"] for row in done.rows]
+    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.3 * max(rates)
+
+
+def test_plain_vq_starts_as_the_papers_do(images: Any) -> None:
+    spec = "vq:codebook_size=32"
+    tokenizer = module.new_tokenizer(settings(quantizer=spec))
+    module.start_quantizer(tokenizer, iter(()), settings(quantizer=spec, start="random"))
+    codebook = tokenizer.quantizer.state_dict()["codebook"]
+    assert float(codebook.abs().max()) <= 1 / 32 and float(codebook.std()) == pytest.approx(1 / 32 / 3**0.5, rel=0.2)
+    assert tokenizer.quantizer.fitted
+    with pytest.raises(Unsupported, match="no random start"):
+        module.start_random(module.new_tokenizer(settings(quantizer="pq:num_codebooks=2,codebook_size=4")).quantizer)
+    simvq = module.new_tokenizer(settings(quantizer="simvq:codebook_size=32")).quantizer
+    module.start_random(simvq)
+    assert float(simvq.basis.std()) == pytest.approx(0.5, rel=0.2)  # type: ignore[operator, union-attr]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = module.Run.train_step
+
+    def broken(self: module.Run, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return step(self, x * torch.nan if self.step == 3 else x)
+
+    monkeypatch.setattr(module.Run, "train_step", broken)
+    with pytest.raises(CodewordError, match="no longer finite at step 4"):
+        train(*images, settings(quantizer="fsq:grid=4x4"), Limits(steps=6, log_every=10, save_seconds=0.0), tmp_path / "job")
+    assert checkpoint.read(tmp_path / "job" / "checkpoint.cw", settings(quantizer="fsq:grid=4x4")).step == 3
+
+
+def test_a_checkpoint_of_other_settings_or_damaged_is_refused(images: Any, tmp_path: Path) -> None:
+    train(*images, TINY, Limits(steps=2), tmp_path / "job")
+    path = tmp_path / "job" / "checkpoint.cw"
+    with pytest.raises(FormatError, match="fingerprint"):
+        checkpoint.read(path, settings(ema=0.5))
+    tensors, header = read_tensors(path)
+    write_tensors(path, {**tensors, "optimizer.99.exp_avg": torch.zeros(3)}, header)
+    with pytest.raises(FormatError, match="no parameter"):
+        train(*images, TINY, Limits(steps=4), tmp_path / "job", resume=True)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError):
+        train(*images, TINY, Limits(steps=4), tmp_path / "job", resume=True)
+
+
+def test_a_finished_run_can_be_made_longer(images: Any, tmp_path: Path) -> None:
+    train(*images, TINY, Limits(steps=2), tmp_path / "job")
+    longer = train(*images, TINY, Limits(steps=4), tmp_path / "job", resume=True)
+    assert longer.steps == 4 and ImageTokenizer.load(tmp_path / "job" / "tokenizer.cw").about["steps"] == 4
+
+
+def test_bfloat16_trains_and_keeps_tables_as_they_are(images: Any, tmp_path: Path) -> None:
+    done = train(*images, settings(precision="bf16"), Limits(steps=3), tmp_path / "job")
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights(done.tokenizer)) and np.isfinite(done.rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("shape", schedule.SHAPES)
+def test_rates(shape: str) -> None:
+    rates = [schedule.rate(t, 1000, shape=shape, warmup=100) for t in range(1000)]
+    assert rates[0] == 0.005 and rates[99] < 1 == rates[100] == rates[369] and all(a <= b for a, b in pairwise(rates[:101]))
+    falling = rates[370:]
+    assert all(a >= b for a, b in pairwise(falling)) and rates[-1] == pytest.approx(1 if shape == "constant" else 0.01, abs=2e-3)
+
+
+def test_settings_that_cannot_be() -> None:
+    for wrong in ({"batch_size": 0}, {"learning_rate": 0}, {"ema": 1.0}, {"hold": 1.0}, {"loss": "l2=x"}, {"loss": "l9=1"},
+                  {"loss": "l2=0"}, {"gan": -1.0}, {"discriminator": "judge"}, {"clip": 0.0}):
+        with pytest.raises(CodewordError):
+            settings(**wrong).check()
+    assert settings(loss="l1,perceptual=0.5").check()

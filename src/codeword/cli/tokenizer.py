@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ ImagesArgument = Annotated[str, typer.Argument(
 TokenizerArgument = Annotated[Path, typer.Argument(metavar="TOKENIZER", show_default=False,
                                                    help="Folder written by codeword tokenizer train, or the tokenizer.cw in it.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")]
-Size = Annotated[int | None, typer.Option(help="Scale and crop images to squares of this side; default: as trained.", min=1)]
+Size = Annotated[int | None, typer.Option("--size", help="Scale and crop images to squares of this side; default: as trained.", min=1)]
 
 ENCODE_ITEMS = 512
 """Images of one segment of token shards: what a kill loses at most."""
@@ -32,7 +33,8 @@ ENCODE_ITEMS = 512
 def register(app: typer.Typer) -> None:
     room = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                        help="Train an image tokenizer from a folder of images, and turn images into tokens and back.",
-                       epilog="Example:  codeword tokenizer train photos/ -o tok    then    codeword tokenizer encode tok photos/ -o tokens")
+                       epilog="Example:  codeword tokenizer train photos/ -o tok    and then    "
+                              "codeword tokenizer encode tok photos/ -o tokens")
     room.command(epilog="Example:  codeword tokenizer train photos/ --quantizer simvq --codebook-size 16384 --minutes 10 -o tok")(train)
     room.command(epilog="Example:  codeword tokenizer encode tok photos/ -o tokens --resume")(encode)
     room.command(epilog="Example:  codeword tokenizer decode tok tokens -o pictures")(decode)
@@ -47,7 +49,8 @@ def train(source: ImagesArgument,
           codebook_size: Annotated[int | None, typer.Option(help="Codewords; same as codebook_size= in the spec. [default: 16384]", min=1,
                                                             show_default=False)] = None,
           network: Annotated[str, typer.Option(help="Encoder and decoder, e.g. conv:width=32.")] = "conv",
-          dim: Annotated[int, typer.Option(help="Width of the latents.", min=1)] = 32,
+          dim: Annotated[int | None, typer.Option(help="Width of the latents. [default: 32; the length of the grid for fsq]", min=1,
+                                                  show_default=False)] = None,
           image_size: Annotated[int | None, typer.Option("--size", help="Side of the training crops. [default: the images' own if all are "
                                                          "small squares, else 64]", min=4, show_default=False)] = None,
           channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; default: what the first image has.", min=1, max=3)] = None,
@@ -59,9 +62,9 @@ def train(source: ImagesArgument,
           learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 1e-3,
           schedule: Annotated[str, typer.Option(help="linear, cosine or constant: how the rate falls.")] = "linear",
           warmup: Annotated[int, typer.Option(help="Steps of rising rate.", min=0)] = 100,
-          pixel: Annotated[str, typer.Option(help="l1 or l2: the pixel loss.")] = "l2",
-          perceptual: Annotated[float, typer.Option(help="Weight of the perceptual loss.", min=0)] = 0.0,
+          loss: Annotated[str, typer.Option(help="Weights of l1, l2, logit_laplace and perceptual, e.g. l2=4,perceptual=0.2.")] = "l2=4",
           gan: Annotated[float, typer.Option(help="Weight of the discriminator's approval; 0: no discriminator.", min=0)] = 0.0,
+          discriminator: Annotated[str, typer.Option(help="patch or style.")] = "patch",
           gan_start: Annotated[float, typer.Option(help="Share of the run before the discriminator joins.", min=0, max=1)] = 0.3,
           ema: Annotated[float, typer.Option(help="Decay of the averaged weights.", min=0)] = 0.999,
           start: Annotated[str, typer.Option(help="data: fit the quantizer on first latents; random: as papers start it.")] = "data",
@@ -72,7 +75,8 @@ def train(source: ImagesArgument,
           eval_every: Annotated[int, typer.Option(help="Steps between looks at held-out images.", min=1)] = 200,
           tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
           skip_bad: SkipBad = False,
-          resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT: same arguments; --steps and --minutes may grow.")] = False,
+          resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT: same arguments, but --steps and "
+                                                           "--minutes may grow.")] = False,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, write nothing.")] = False,
           seed: Seed = 0, as_json: Json = False) -> None:
     """Train an image tokenizer. Ctrl-C saves; --resume continues."""
@@ -80,20 +84,28 @@ def train(source: ImagesArgument,
     from codeword.tokenizers.train import train as run
     images, held_out = _training_images(source, valid, channels, seed)
     side = image_size or _usual_size(images)
-    settings = Settings(quantizer=_spec(quantizer, codebook_size), network=network, size=side, channels=images.channels, dim=dim,
-                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, pixel=pixel,
-                        perceptual=perceptual, gan=gan, gan_start=gan_start, start=start, precision=precision, flip=flip, seed=seed).check()
+    spec = _spec(quantizer, codebook_size)
+    settings = Settings(quantizer=spec, network=network, size=side, channels=images.channels, dim=dim or _usual_dim(spec),
+                        batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
+                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip,
+                        seed=seed).check()
     limits = Limits(steps=steps, minutes=minutes if minutes is not None or steps is not None else 10.0, eval_every=eval_every)
+    if dry_run:
+        return _train_estimate(images, held_out, settings, limits, as_json)
     began = time.perf_counter()
-    with progress("train", 1.0, as_json) as advance:
+    with progress("train", 1.0, as_json or os.environ.get("LOCAL_RANK", "0") != "0") as advance:
         done = [0.0]
 
         def watch(now: Any) -> None:
             share = now.step / now.total if now.total else 0.0
             advance(share - done[0])
             done[0] = share
+            if now.row is not None and "valid_psnr" in now.row and not as_json:
+                note(_step_line(now))
         outcome = run(images, held_out, settings, limits, out, resume=resume, skip_bad=skip_bad, devices=devices, accelerator=accelerator,
                       tensorboard=tensorboard, watch=watch)
+    if outcome.rank:  # the first rank speaks for all
+        return
     if outcome.interrupted:
         note(f"stopped at step {outcome.steps}; the same command with --resume continues")
         raise KeyboardInterrupt
@@ -102,7 +114,30 @@ def train(source: ImagesArgument,
                "seconds": time.perf_counter() - began, "psnr": last.get("valid_psnr"), "usage": last["usage"], "bad": outcome.bad}
     emit(summary, as_json, lambda: pairs({
         "saved": f"{summary['tokenizer']}, fingerprint {summary['fingerprint']}",
-        "trained": f"{count(outcome.steps, 'step')} in {summary['seconds']:.0f} s"}))
+        "trained": f"{count(outcome.steps, 'step')} of {count(settings.batch_size, 'image')} in {_duration(summary['seconds'])}",
+        "held out": f"PSNR {last['valid_psnr']:.2f} dB" if "valid_psnr" in last else "not looked at",
+        "codebook": f"{100 * last['usage']:.1f} % in use, perplexity {last['perplexity']:,.0f}, over the last steps",
+        "stores": f"{outcome.tokenizer.bits_per_pixel:.3f} bits a pixel",
+        **({"left out": _some(outcome.bad)} if outcome.bad else {}),
+        "see": f"{out / 'samples'}, and codeword tokenizer report {out} IMAGES"}))
+
+
+def _step_line(now: Any) -> str:
+    row = now.row
+    return (f"step {now.step:>6,} of {now.total:,}  {_duration(now.seconds):>8}  PSNR {row['valid_psnr']:.2f} dB  "
+            f"loss {row['loss']:.4f}  {100 * row['usage']:.0f} % of the codebook in use")
+
+
+def _train_estimate(images: Images, held_out: Images, settings: Any, limits: Any, as_json: bool) -> None:
+    from codeword.tokenizers.train import estimate
+    found = estimate(images, held_out, settings, limits)
+    emit(found, as_json, lambda: pairs({
+        "would train": f"{count(found['parameters'], 'parameter')} on {count(len(images), 'image')} of {settings.size} × {settings.size}, "
+                       f"holding {count(len(held_out))} out",
+        "would take": f"{count(found['steps'], 'step')} of about {1000 * found['step_seconds']:.0f} ms: {_duration(found['seconds'])}, "
+                      f"and {size(found['memory_bytes'])} of memory",
+        "would write": f"{size(found['bytes'])}",
+        "would store": f"{found['bits_per_pixel']:.3f} bits a pixel"}))
 
 
 def encode(tokenizer: TokenizerArgument, source: ImagesArgument,
@@ -141,13 +176,15 @@ def encode(tokenizer: TokenizerArgument, source: ImagesArgument,
     summary = {"shards": str(out), "images": len(shards), "tokens": shards.places, "bytes": shards.nbytes, "fingerprint": made.fingerprint,
                "images_resumed": before, "skipped": skipped, "seconds": seconds}
     emit(summary, as_json, lambda: pairs({
-        "saved": f"{out}: {count(len(shards), 'image')}, {count(shards.places, 'token')} ({size(shards.nbytes)}), tokenizer {made.fingerprint}",
+        "saved": f"{out}: {count(len(shards), 'image')}, {count(shards.places, 'token')} ({size(shards.nbytes)}), "
+                 f"tokenizer {made.fingerprint}",
         "encoded": f"{count(len(images) - before, 'image')} in {_duration(seconds)}" + (f"; {count(before)} were there" if before else ""),
         **({"skipped": _some(skipped)} if skipped else {})}))
 
 
 def decode(tokenizer: TokenizerArgument,
-           shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by codeword tokenizer encode.", show_default=False)],
+           shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by codeword tokenizer encode.",
+                                                  show_default=False)],
            out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PNG images.")],
            items: Annotated[str | None, typer.Option(help="Only these items: numbers, comma lists, ranges such as 0-9.")] = None,
            overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files already.")] = False,
@@ -185,8 +222,8 @@ def evaluate(tokenizer: TokenizerArgument, source: ImagesArgument, image_size: S
 
 
 def report(tokenizer: TokenizerArgument, source: ImagesArgument,
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write. [default: report.html in the tokenizer's folder]",
-                                                    show_default=False)] = None,
+           out: Annotated[Path | None, typer.Option("--out", "-o", show_default=False,
+                                                    help="HTML file to write. [default: report.html beside the tokenizer]")] = None,
            image_size: Size = None,
            limit: Annotated[int, typer.Option(help="Look at the first so many images only.", min=1)] = 2000,
            skip_bad: SkipBad = False, as_json: Json = False) -> None:
@@ -250,6 +287,14 @@ def _spec(quantizer: str, codebook_size: int | None) -> str:
     if takes and "codebook_size" not in options and "bits" not in options:
         return f"{quantizer}{',' if ':' in quantizer else ':'}codebook_size={codebook_size or 16384}"
     return quantizer
+
+
+def _usual_dim(spec: str) -> int:
+    """One token a place: FSQ's grid says how wide that is, other quantizers take any width."""
+    from codeword import catalog
+    name, _, options = catalog.parse(spec)
+    grid = options.get("grid")
+    return len(grid) if name == "fsq" and isinstance(grid, list) else 32
 
 
 def _training_images(source: str, valid: str | None, channels: int | None, seed: int) -> tuple[Images, Images]:

@@ -15,6 +15,7 @@ continues with the batches it would have seen. Every image is decoded and scaled
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
@@ -48,8 +49,8 @@ _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 
 
 class Images:
-    """A read-only sequence of images. ``names`` one an image (``named``: they are names of files, not just numbers); ``labels`` int64 (n,) or None; ``classes`` names of the labels or None;
-    ``channels`` 1 (grey) or 3 (colour): all images are given so."""
+    """A read-only sequence of images. ``names`` one an image (``named``: they are names of files, not just numbers); ``labels`` int64
+    (n,) or None; ``classes`` names of the labels or None; ``channels`` 1 (grey) or 3 (colour): all images are given so."""
 
     def __init__(self, read: Callable[[int], np.ndarray], names: Sequence[str], *, source: str, channels: int,
                  labels: np.ndarray | None = None, classes: Sequence[str] | None = None, files: Sequence[Path] = (),
@@ -72,7 +73,8 @@ class Images:
     def take(self, rows: np.ndarray) -> Images:
         """Some of the images, in the order of ``rows``."""
         rows = np.asarray(rows, np.int64)
-        return Images(lambda i: self._read(int(rows[i])), [self.names[i] for i in rows.tolist()], source=self.source, channels=self.channels,
+        names = [str(self.names[i]) for i in rows.tolist()]
+        return Images(lambda i: self._read(int(rows[i])), names, source=self.source, channels=self.channels,
                       labels=None if self.labels is None else self.labels[rows], classes=self.classes, files=self.files, named=self.named)
 
     def split(self, held_out: int, seed: int = 0) -> tuple[Images, Images]:
@@ -93,7 +95,8 @@ class Images:
             size = path.stat().st_size
             digest.update(f"{path.name}/{size}\n".encode())
             total += size
-        return {"bytes": total, "channels": self.channels, "files": len(self.files), "images": len(self), "listing_sha256": digest.hexdigest()}
+        return {"bytes": total, "channels": self.channels, "files": len(self.files), "images": len(self),
+                "listing_sha256": digest.hexdigest()}
 
 
 def open_images(path: str | Path, *, channels: int | None = None) -> Images:
@@ -161,12 +164,10 @@ def _folder_labels(paths: Sequence[Path], folder: Path) -> tuple[np.ndarray | No
 
 def _encoded(data: Callable[[int], bytes], names: Sequence[str], source: str, channels: int | None, **more: Any) -> Images:
     """Images that pillow decodes; the first one decides between grey and colour where nobody else did."""
-    if channels is None:
-        try:
-            channels = decode(data(0), f"{names[0]} of {source}").shape[2]
-        except FormatError:  # it will be named when it is read
-            channels = 3
-    wanted = channels
+    wanted = 3 if channels is None else channels
+    if channels is None and len(names):
+        with contextlib.suppress(FormatError):  # it will be named when it is read
+            wanted = decode(data(0), f"{names[0]} of {source}").shape[2]
     return Images(lambda i: decode(data(i), f"{names[i]} of {source}", wanted), names, source=source, channels=wanted, **more)
 
 
@@ -274,7 +275,8 @@ def _idx(path: Path, axes: int) -> np.ndarray:
     except (OSError, EOFError) as error:
         raise FormatError("truncated" if isinstance(error, EOFError) else "file", f"{path} cannot be read: {error}") from None
     if got != need:
-        raise FormatError("truncated" if got < need else "trailing", f"{path} declares {need} bytes and has {'fewer' if got < need else 'more'}")
+        short = got < need
+        raise FormatError("truncated" if short else "trailing", f"{path} declares {need} bytes and has {'fewer' if short else 'more'}")
     return np.frombuffer(b"".join(parts), np.uint8).reshape(shape)[..., *([None] if axes == 3 else [])]
 
 
@@ -339,6 +341,8 @@ def decode(data: bytes, name: str, channels: int | None = None) -> np.ndarray:
             array = np.asarray(image.convert("L" if grey else "RGB"))
     except (FormatError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise FormatError("limit", f"{name} has more pixels than the {MAX_PIXELS} that are decoded") from None
     except Exception as error:  # pillow's decoders raise whatever they like on damaged data
         raise FormatError("value", f"{name} cannot be decoded: {str(error)[:160] or type(error).__name__}") from None
     return array[..., None] if array.ndim == 2 else array
@@ -385,7 +389,7 @@ class Batches:
         self.rank, self.world = rank, world
         self.bad: dict[int, Bad] = {}
         self._cache: list[np.ndarray | None] = [None] * len(images)
-        self._room = cache_bytes
+        self.cache_bytes, self._room = cache_bytes, cache_bytes
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def batch(self, t: int) -> Tensor:

@@ -117,9 +117,9 @@ def _scalar(coder: Scalar, dim: int) -> Quantizer:
 
 def _with(quantizer: Quantizer, **state: np.ndarray) -> Quantizer:
     """``quantizer``, fitted by these tensors."""
-    buffers = dict(quantizer.named_buffers())
+    tensors = {name: tensor.detach() for name, tensor in (*quantizer.named_buffers(), *quantizer.named_parameters())}
     for name, values in state.items():
-        buffers[name].copy_(torch.from_numpy(np.array(values, dtype=np.float32)))
+        tensors[name].copy_(torch.from_numpy(np.array(values, dtype=np.float32)))
     quantizer.fitted = True
     return quantizer
 
@@ -157,7 +157,7 @@ def _wrapped(quantizer: Quantizer, transforms: list[Linear], what: str) -> Quant
             continue
         if isinstance(quantizer, PQ) and matrix is not None and len(matrix) == len(mean) and not bias.any() and not mean.any():
             quantizer = _with(OPQ(dim=quantizer.dim, num_codebooks=quantizer.num_codebooks, codebook_size=quantizer.codebook_size),
-                              codebooks=quantizer.codebooks.numpy(), rotation=matrix)
+                              codebooks=quantizer.codebooks.detach().numpy(), rotation=matrix)
             continue
         state = {"mean": mean, "shift": bias, "base": -bias} | ({} if matrix is None else {"axes": matrix})
         quantizer = _with(Projected(quantizer=quantizer, dim=len(mean), map="scale" if matrix is None else "pca"), **state)

@@ -1,7 +1,7 @@
 """What ``codeword verify`` and ``codeword inspect`` do. Nothing is ever edited.
 
-``verify`` checks every byte: digests, canonical form, and, for quantizers, codes and indexes, that they load. ``describe`` reads
-headers and manifests only (and imports no torch).
+``verify`` checks every byte: digests, canonical form, and, for quantizers, codes, indexes, tokenizers and tokens, that they load.
+``describe`` reads headers and manifests only (and imports no torch).
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ def _verify_file(path: Path) -> None:
     if kind in ("quantizer", "codes"):
         from codeword.io import objects
         objects.load(path) if kind == "quantizer" else objects.load_codes(path)
+    if kind == "image_tokenizer":
+        from codeword.tokenizers.image import ImageTokenizer
+        ImageTokenizer.load(path)
 
 
 def _verify_folder(path: Path) -> list[Finding]:
@@ -98,6 +101,9 @@ def _verify_folder(path: Path) -> list[Finding]:
     if not found and opened.kind == "index":
         from codeword.search.index import Index
         found = _try(path, lambda: Index.load(path))
+    if not found and opened.kind == "tokens":
+        from codeword.tokenizers.shards import TokenShards
+        found = _try(path, lambda: sum(map(len, TokenShards(path, partial=True).blocks())))
     return found
 
 

@@ -24,7 +24,7 @@ from codeword.nets.features import FeatureNet
 NAMES = ("features-cifar10", "lpips-vgg", "lpips-alex")
 
 
-def perceptual(name: str) -> nn.Module:
+def perceptual(name: str = "features-cifar10") -> nn.Module:
     """The distance of that name: a module (x, y) -> (b,). CodewordError for another name, Unsupported where it is not installed."""
     if name not in NAMES:
         raise CodewordError(f"unknown perceptual network {name!r}; {', '.join(NAMES)} are known")

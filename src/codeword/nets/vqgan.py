@@ -46,13 +46,17 @@ class ConvEncoder(nn.Module):
         self.tail = out_convolution(widths[-1], dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b, last width, H/f, W/f): what the last norm and convolution see."""
         check_images(x, self.channels, self.factor, "ConvEncoder")
         x = self.head(x)
         for i, part in enumerate(self.levels):
             x = part(x)
             if i < len(self.halvings):
                 x = self.halvings[i](x)
-        return self.tail(self.middle(x))
+        return self.middle(x)
 
 
 class ConvDecoder(nn.Module):

@@ -142,3 +142,12 @@ def choose(estimator: str, rows: Tensor, codebook: Tensor, *, training: bool, te
     if estimator in SCORES:
         return Chosen(indices, codewords, soft.lookup(rows, codebook, indices, temperature=temperature))
     return Chosen(indices, codewords, passed(estimator, rows, codewords, training=training))
+
+
+def drawn_lengths(x: Tensor, stages: int, dropout: float) -> Tensor:
+    """int32 (...) for x (..., d): how many stages each row uses, the same for all rows of an item along the first axis. A share ``dropout``
+    of the items draws from 1..stages, the others use all; from torch's own generator."""
+    items = x.shape[0] if x.ndim > 1 else 1
+    fewer = torch.rand(items, device=x.device) < dropout
+    used = torch.where(fewer, torch.randint(1, stages + 1, (items,), device=x.device), stages).to(torch.int32)
+    return used.reshape(items, *[1] * (x.ndim - 2)).expand(x.shape[:-1]) if x.ndim > 1 else used.reshape(())

@@ -42,12 +42,15 @@ def commitment_term(rows: Tensor, chosen: Tensor, keep: Tensor | None) -> Tensor
     return arrays.masked_mean((rows - chosen.detach()).square().mean(-1), keep)
 
 
-def both_terms(rows: Tensor, chosen: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(commitment, codebook): one number with two gradients, for half the passes over (n, d) that the two functions take."""
+def both_terms(rows: Tensor, chosen: Tensor, keep: Tensor | None, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(commitment, codebook): one number with two gradients, for half the passes over (n, d) that the two functions take. Of the kept rows
+    only the ``active`` ones (n,) count, those that use a stage; the mean is still that of all kept ones."""
     weight = None
-    if keep is not None:
-        weight = keep.to(rows.dtype)
-        weight = weight / weight.sum().clamp(min=1)
+    if keep is not None or active is not None:
+        count = len(rows) if keep is None else keep.sum().clamp(min=1)
+        counted = keep if active is None else active if keep is None else keep & active
+        assert counted is not None
+        weight = counted.to(rows.dtype) / count
     return _Both.apply(rows, chosen, weight)  # type: ignore[return-value]
 
 

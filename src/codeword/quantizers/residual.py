@@ -8,7 +8,11 @@ A prefix of the stages is a coarser code, so one code serves many rates: ``trunc
 allows. ``lengths`` of a code count positions, as everywhere, and must end where a stage ends; decoding sums the stages inside.
 
 Gradient: straight-through once, on the sum, so an encoder before it receives exactly the gradient of its decoder. Written stage by
-stage, as it often is, the factor is the number of stages. The loss is the sum of the stages' losses.
+stage, as it often is, the factor is the number of stages. Stages with a gradient estimator of their own are therefore refused: their
+codewords would wait for a gradient that does not come (``RVQ`` has estimators). The loss is the sum of the stages' losses.
+
+With ``dropout``, in training, that share of the items along the first axis of x uses only its first n stages, n drawn from 1..S; deeper
+stages are missing from values, losses and statistics, and ``lengths`` of the codes say so.
 Cost and bits: the sums of the stages'.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,27 +29,36 @@ from codeword import catalog
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts import arrays
 from codeword.parts.combinator import Combinator, copies, stats_of
-from codeword.parts.gradients import straight_through
-from codeword.quantizer import Codes, Quantizer
+from codeword.parts.gradients import drawn_lengths, straight_through
+from codeword.quantizer import Codes, Quantized, Quantizer
 
 
 class Residual(Combinator):
-    """quantizers: the stages in order, all of one width."""
+    """quantizers: the stages in order, all of one width; dropout: share of the items that use fewer stages in training."""
 
-    def __init__(self, *, quantizers: Sequence[Quantizer]) -> None:
+    later_arguments: ClassVar[dict[str, Any]] = {"dropout": 0.0}
+
+    def __init__(self, *, quantizers: Sequence[Quantizer], dropout: float = 0.0) -> None:
         super().__init__(quantizers)
         if len({part.dim for part in self.inner}) != 1:
             raise CodewordError(f"residual got stages of widths {[part.dim for part in self.inner]}; one width is needed")
-        self.dim = self.inner[0].dim
+        if not 0 <= dropout <= 1:
+            raise CodewordError(f"residual got dropout={dropout}; a share of 0..1 is allowed")
+        others = {getattr(part, "estimator", None) for part in self.parts.modules()} - {None, "straight_through"}
+        if others:
+            raise CodewordError(f"residual got a stage with estimator={others.pop()!r}; it passes the gradient once, on the sum, by "
+                                "straight_through (rvq takes other estimators)")
+        self.dim, self.dropout = self.inner[0].dim, dropout
         self.takes_metric = all(part.takes_metric for part in self.inner)
 
     @classmethod
-    def wrap(cls, inner: tuple[str, ...], dim: int, *, stages: int | None = None) -> Self:
+    def wrap(cls, inner: tuple[str, ...], dim: int, *, stages: int | None = None, dropout: float = 0.0) -> Self:
         """``residual(vq:codebook_size=256):stages=4`` or ``residual(vq:codebook_size=256;pvq:bits=1)``"""
         count = stages if stages is not None else len(inner)
         if len(inner) not in (1, count) or count < 1:
             raise CodewordError(f"residual got {len(inner)} inner quantizers and stages={stages}; one spec, or one a stage, is needed")
-        return cls(quantizers=copies(inner[0], dim, count) if len(inner) == 1 else [catalog.make(spec, dim) for spec in inner])
+        return cls(quantizers=copies(inner[0], dim, count) if len(inner) == 1 else [catalog.make(spec, dim) for spec in inner],
+                   dropout=dropout)
 
     @property
     def quantizers(self) -> list[Quantizer]:
@@ -69,19 +82,42 @@ class Residual(Combinator):
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return self._summed(indices, side, None)
 
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Quantized:
+        """As every quantizer's; in training ``dropout`` decides how many stages each item uses."""
+        if not (self.training and self.dropout > 0 and isinstance(x, Tensor) and x.ndim):
+            return super().forward(x, mask=mask)
+        used = drawn_lengths(x, len(self.inner), self.dropout)
+        lengths = torch.tensor([0, *self._ends], dtype=torch.int32, device=x.device)[used.to(torch.int64)]
+        return self._forward_with(x, mask, lambda rows, keep: self._stages(rows, keep, used.reshape(-1)), lengths)
+
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
-        outs, left, total = [], rows, None
-        for part in self.inner:
-            out = part(left, mask=keep)
+        return self._stages(rows, keep, None)
+
+    def _stages(self, rows: Tensor, keep: Tensor | None,
+                used: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
+        """``_forward`` where row n takes part in the first ``used[n]`` stages, in all where None."""
+        outs, left, total, loss = [], rows, None, rows.new_zeros(())
+        for s, part in enumerate(self.inner):
+            active = keep if used is None else used > s if keep is None else keep & (used > s)
+            out = part(left, mask=active)
             values = out.values.detach()
             left = left - values
             total = values if total is None else total + values
+            # A stage's loss is a mean over the rows that reach it; all losses count per kept row.
+            loss = loss + (out.loss if used is None or active is None else out.loss * self._share(active, keep))
             outs.append(out)
         assert total is not None
         error = arrays.masked_mean((total - rows.detach()).square().sum(-1), keep)
-        loss = sum((out.loss for out in outs), rows.new_zeros(()))
         indices, side = self._join([self._rows_of(out.codes) for out in outs])
+        if used is not None:
+            reached = [(used > s).unsqueeze(1) for s in range(len(self.inner))]
+            indices, side = self._join([(torch.where(mark, index, 0), None if extra is None else torch.where(mark, extra, 0.0))
+                                        for mark, (index, extra) in zip(reached, self._cut(indices, side), strict=True)])
         return straight_through(rows, total), indices, side, loss, {"error": error, **stats_of(outs)}
+
+    @staticmethod
+    def _share(active: Tensor, keep: Tensor | None) -> Tensor:
+        return active.sum() / (max(1, len(active)) if keep is None else keep.sum().clamp(min=1))
 
     # ------------------------------------------------------------------ Progressive
 

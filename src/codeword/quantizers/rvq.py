@@ -7,7 +7,12 @@ stage by stage is greedy; a beam keeps the ``beam`` best codes after each stage 
     loss = sum_m |sg(r_{m-1}) - c^m_{i_m}|^2 + beta |r_{m-1} - sg(c^m_{i_m})|^2                          (means over all elements)
 
 ``fit`` is k-means stage by stage on what the beam's best codes leave over. Stages are ordered: a prefix of a code is a coarser code.
-In a network all stages follow the gradient of the loss, and the straight-through gradient passes once, on the sum.
+In a network each stage follows the gradient of its codebook term or, with ``learning="ema"``, moving averages (``parts/upkeep``, a
+state for each stage); every stage holds the encoder to its codewords. The gradient of what follows passes once, on the sum, by
+``estimator`` (``parts/gradients``), so an encoder receives it times 1; written stage by stage, as it often is, the factor is M.
+
+With ``dropout``, in training, that share of the items along the first axis of x uses only its first n stages, n drawn from 1..M
+(SoundStream, Zeghidour et al. 2021): deeper stages are missing from values, losses and averages, and ``lengths`` of the codes say so.
 
 Cost: M K d multiply-adds a vector and, with a beam, beam M^2 K / 2 additions of table entries (``ops.additive_search``) instead of the
 beam M K d multiply-adds of searching residuals. Bits: M ceil(log2 K) a vector, no side information; M K d floats shared. In an
@@ -19,38 +24,47 @@ With a beam, decisions are made on inner products rounded to float32, so beam 2 
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from codeword import ops
-from codeword.errors import CodewordError, Unsupported
+from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.ops.searcher import Recipe
-from codeword.parts import additive, arrays, lookup, random
-from codeword.parts.codebook import usage
-from codeword.parts.gradients import straight_through
+from codeword.parts import additive, arrays, gradients, lookup, losses, random
 from codeword.parts.kmeans import kmeans
-from codeword.parts.losses import codebook_term, commitment_term
-from codeword.quantizer import Codes, Packed, Report
+from codeword.parts.upkeep import Upkeep, stacked
+from codeword.quantizer import Codes, Packed, Quantized, Report
 
 
 class RVQ(lookup.Lookup):
     """dim; num_codebooks: stages M; codebook_size: codewords a stage; beam: codes kept after each stage; commitment: beta; iterations:
-    of k-means; seed: stage m starts from ``random.part_seed(seed, m)``."""
+    of k-means; seed: stage m starts from ``random.part_seed(seed, m)``; learning, decay, revival: as in ``VQ``;
+    estimator: one of ``gradients.PAIRS``; dropout: share of the items that use fewer stages in training."""
+
+    later_arguments: ClassVar[dict[str, Any]] = {"learning": "gradient", "decay": 0.99, "revival": None, "estimator": "straight_through",
+                                                 "dropout": 0.0}
 
     def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, beam: int = 8, commitment: float = 0.25,
-                 iterations: int = 25, seed: int = 0) -> None:
+                 iterations: int = 25, seed: int = 0, learning: str = "gradient", decay: float = 0.99, revival: float | None = None,
+                 estimator: str = "straight_through", dropout: float = 0.0) -> None:
         super().__init__()
         additive.check_arguments("rvq", dim, num_codebooks, codebook_size, beam)
         if iterations < 1:
             raise CodewordError(f"rvq got iterations={iterations}; at least 1 is needed")
-        if not commitment >= 0:
-            raise CodewordError(f"rvq got commitment={commitment}; at least 0 is allowed")
+        if not commitment >= 0 or learning not in ("gradient", "ema") or not 0 <= dropout <= 1:
+            raise CodewordError(f"rvq got commitment={commitment}, learning={learning!r} and dropout={dropout}; at least 0, 'gradient' or "
+                                "'ema', and a share of 0..1 are allowed")
+        gradients.check("rvq", estimator, gradients.PAIRS)
         self.dim, self.num_codebooks, self.codebook_size, self.beam = dim, num_codebooks, codebook_size, beam
         self.commitment, self.iterations, self.seed = commitment, iterations, seed
+        self.learning, self.decay, self.revival, self.estimator, self.dropout = learning, decay, revival, estimator, dropout
         self.levels = (codebook_size,) * num_codebooks
-        self.codebooks = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
+        averages = learning == "ema"
+        self.codebooks = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim), requires_grad=not averages)
+        self.upkeep = Upkeep(codebook_size, dim, averages=averages, decay=decay, num_codebooks=num_codebooks,
+                             revival=(0.05 if averages else 0.0) if revival is None else revival)
         self._tables = additive.Remembered()
 
     @classmethod
@@ -68,6 +82,7 @@ class RVQ(lookup.Lookup):
             repaired = stages.repaired
             with torch.no_grad():
                 self.codebooks.copy_(stages.codebooks)
+        self.upkeep.start(self.codebooks)
         if repaired:
             self.report = Report(self.report, repaired_codewords=repaired)
 
@@ -79,20 +94,52 @@ class RVQ(lookup.Lookup):
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         return additive.decode(self.codebooks.detach(), indices)
 
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Quantized:
+        """As every quantizer's; in training ``dropout`` decides how many stages each item uses."""
+        if not (self.training and self.dropout > 0 and isinstance(x, Tensor) and x.ndim):
+            return super().forward(x, mask=mask)
+        used = gradients.drawn_lengths(x, self.num_codebooks, self.dropout)
+        return self._forward_with(x, mask, lambda rows, keep: self._stages(rows, keep, used.reshape(-1)), used)
+
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        indices = self._encode(rows.detach(), None)[0].to(torch.int64)
-        left, total, pull, commit, stats = rows, None, rows.new_zeros(()), rows.new_zeros(()), {}
+        return self._stages(rows, keep, None)
+
+    def _stages(self, rows: Tensor, keep: Tensor | None, used: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
+        """``_forward`` where row n takes part in the first ``used[n]`` stages, in all where None."""
+        known = None if self.beam == 1 else self._encode(rows.detach(), None)[0].to(torch.int64)
+        left, total, commit, pull = rows, torch.zeros_like(rows), rows.new_zeros(()), rows.new_zeros(())
+        indices, stats = [], []
         for m, book in enumerate(self.codebooks):
-            chosen = book[indices[:, m]]
-            pull = pull + codebook_term(left, chosen, keep)
-            commit = commit + commitment_term(left, chosen, keep)
-            left = left - chosen.detach()
-            total = chosen.detach() if total is None else total + chosen.detach()
-            stats |= {f"stages.{m}.{key}": value for key, value in usage(indices[:, m], self.codebook_size, keep).items()}
-        assert total is not None
+            active = None if used is None else used > m
+            index = ops.nearest(left, book).indices if known is None else known[:, m]
+            chosen = ops.gather(book, index)
+            more = losses.both_terms(left, chosen, keep, active)
+            counted = keep if active is None else active if keep is None else active & keep
+            stats.append(self.upkeep.statistics(left, index, counted, m))
+            if active is not None:
+                chosen, index = torch.where(active.unsqueeze(1), chosen, 0.0), torch.where(active, index, 0)
+            commit, pull, total, left = commit + more[0], pull + more[1], total + chosen, left - chosen.detach()
+            indices.append(index)
+        loss = self.commitment * commit
+        if self.learning == "gradient" and gradients.needs_codebook_term(self.estimator):
+            loss = loss + pull
         error = arrays.masked_mean(left.detach().square().sum(-1), keep)
-        stats |= {"codebook": pull.detach(), "commitment": commit.detach(), "error": error}
-        return straight_through(rows, total), indices, None, pull + self.commitment * commit, stats
+        found = {"codebook": pull.detach(), "commitment": commit.detach(), "error": error, **stacked(stats, "stages")}
+        values = gradients.passed(self.estimator, rows, total, training=self.training)
+        return values, torch.stack(indices, dim=1), None, loss, found
+
+    def update(self, out: Quantized) -> Report:
+        return self.upkeep.step(self.codebooks, out.stats)
+
+    @property
+    def shared_bytes(self) -> int:
+        """The codebooks alone, as in ``VQ``."""
+        return self.codebooks.numel() * self.codebooks.element_size()
+
+    def check_state(self) -> None:
+        super().check_state()
+        if not self.upkeep.plausible():
+            raise FormatError("value", "rvq has a negative count among its averages")
 
     # ------------------------------------------------------------------ Progressive
 

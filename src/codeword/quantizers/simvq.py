@@ -10,6 +10,8 @@ codebook C, entries N(0, 1/d), and learns one linear map applied to all of it, s
 ``fit`` runs Adam on this loss over seeded minibatches, in units where the data have mean 0 and mean squared length 1 (that of the
 frozen codewords), and folds the units into W and b: data of any offset and scale train alike. W starts as the paper's linear layer
 does, U(+-1/sqrt(d)); b starts at the data's mean instead of at random, one departure.
+In a network ``estimator`` says how the gradient passes the choice (``parts/gradients``); its authors use straight_through, and users report
+commitment losses that explode with rotation. ``fit`` always minimises the loss above.
 ``bake`` drops C and W and leaves an ordinary ``VQ`` with the same codes and values, bit for bit.
 Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits: ceil(log2 K) a vector.
 """
@@ -17,7 +19,7 @@ Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -25,10 +27,8 @@ from torch import Tensor, nn
 
 from codeword import catalog, ops
 from codeword.errors import CodewordError
-from codeword.parts import random
+from codeword.parts import gradients, losses, random
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.gradients import straight_through
-from codeword.parts.losses import codebook_term, commitment_term
 from codeword.parts.moments import moments
 from codeword.parts.training import minimise
 from codeword.parts.upkeep import Upkeep
@@ -36,19 +36,25 @@ from codeword.quantizer import Quantizer
 
 
 class SimVQ(Quantizer):
-    """dim, codebook_size; commitment: beta; steps, batch_size, learning_rate: of ``fit``; seed: of the frozen codebook and all else."""
+    """dim, codebook_size; commitment: beta; steps, batch_size, learning_rate: of ``fit``; seed: of the frozen codebook and all else;
+    estimator: one of ``gradients.ESTIMATORS``; temperature: of its p, in squared distance, where it has one."""
 
     takes_metric = True
+    later_arguments: ClassVar[dict[str, Any]] = {"estimator": "straight_through", "temperature": 1.0}
 
     def __init__(self, *, dim: int, codebook_size: int, commitment: float = 0.25, steps: int = 500, batch_size: int = 1024,
-                 learning_rate: float = 3e-3, seed: int = 0) -> None:
+                 learning_rate: float = 3e-3, seed: int = 0, estimator: str = "straight_through", temperature: float = 1.0) -> None:
         super().__init__()
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"simvq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
         if steps < 0 or batch_size < 1 or not learning_rate > 0 or not commitment >= 0:
             raise CodewordError(f"simvq got steps={steps}, batch_size={batch_size}, learning_rate={learning_rate} and "
                                 f"commitment={commitment}; steps and commitment >= 0, batch_size >= 1 and a positive rate are allowed")
+        gradients.check("simvq", estimator)
+        if not temperature > 0:
+            raise CodewordError(f"simvq got temperature={temperature}; a positive one is needed")
         self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
+        self.estimator, self.temperature = estimator, temperature
         self.steps, self.batch_size, self.learning_rate, self.seed = steps, batch_size, learning_rate, seed
         self.levels = (codebook_size,)
         self.basis: Tensor
@@ -69,7 +75,7 @@ class SimVQ(Quantizer):
         if not bool(torch.isfinite(scaled).all()):
             raise CodewordError(f"simvq.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
         self._start()
-        minimise(lambda batch: self._forward(batch, None)[3], [self.weight, self.bias], scaled, steps=self.steps,
+        minimise(self._fitting_loss, [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
         with torch.no_grad():
             self.weight.mul_(length)
@@ -82,14 +88,12 @@ class SimVQ(Quantizer):
         return self._codebook()[indices[:, 0]]
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        codebook = self.effective()
-        indices = ops.nearest(rows, codebook).indices
-        # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer.
-        chosen = codebook[indices] if len(rows) >= self.codebook_size else self._image(self.basis[indices])
-        pull, commit = codebook_term(rows, chosen, keep), commitment_term(rows, chosen, keep)
+        indices, chosen, values = self._choose(rows, self.estimator)
+        commit, pull = losses.both_terms(rows, chosen, keep)
+        loss = self.commitment * commit + (pull if gradients.needs_codebook_term(self.estimator) else 0.0)
         stats = {"codebook": pull.detach(), "commitment": commit.detach(), "error": commit.detach() * self.dim,
                  **usage(indices, self.codebook_size, keep)}
-        return straight_through(rows, chosen), indices.unsqueeze(1), None, pull + self.commitment * commit, stats
+        return values, indices.unsqueeze(1), None, loss, stats
 
     # ------------------------------------------------------------------ beyond the contract
 
@@ -119,6 +123,19 @@ class SimVQ(Quantizer):
         start = (random.uniform(self.seed, self.dim * self.dim, stream="simvq weight") * 2 - 1) * bound
         self.weight.copy_(torch.from_numpy(start).reshape(self.dim, self.dim))
         self.bias.zero_()
+
+    def _choose(self, rows: Tensor, estimator: str) -> gradients.Chosen:
+        codebook = self.effective()
+        if estimator in gradients.SCORES:
+            return gradients.choose(estimator, rows, codebook, training=self.training, temperature=self.temperature)
+        indices = ops.nearest(rows, codebook).indices
+        # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer.
+        chosen = ops.gather(codebook, indices) if len(rows) >= self.codebook_size else self._image(self.basis[indices])
+        return gradients.Chosen(indices, chosen, gradients.passed(estimator, rows, chosen, training=self.training))
+
+    def _fitting_loss(self, rows: Tensor) -> Tensor:
+        commit, pull = losses.both_terms(rows, self._choose(rows, "straight_through").codewords, None)
+        return pull + self.commitment * commit
 
     def _image(self, codewords: Tensor) -> Tensor:
         return ops.project(codewords, self.weight) + self.bias

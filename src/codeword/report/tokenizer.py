@@ -21,6 +21,7 @@ from codeword.report.plot import _INK, COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from codeword.report.usage import UsageMeter
     from codeword.tokenizers.evaluate import Look
     from codeword.tokenizers.image import ImageTokenizer
 
@@ -62,17 +63,17 @@ def curves_png(rows: Sequence[dict[str, float]]) -> bytes:
     return _png(_curves(rows, "#222222"))
 
 
-def usage_png(counts: np.ndarray, levels: Sequence[int]) -> bytes:
+def usage_png(meter: UsageMeter) -> bytes:
     """Hits of the codewords in falling order, on white."""
-    return _png(_usage(counts, levels, "#222222"))
+    return _png(_usage(meter, "#222222"))
 
 
 def curves_svg(rows: Sequence[dict[str, float]]) -> str:
     return _svg(_curves(rows, _INK))
 
 
-def usage_svg(counts: np.ndarray, levels: Sequence[int]) -> str:
-    return _svg(_usage(counts, levels, _INK))
+def usage_svg(meter: UsageMeter) -> str:
+    return _svg(_usage(meter, _INK))
 
 
 def map_svg(codewords: np.ndarray, counts: np.ndarray) -> str:
@@ -89,19 +90,20 @@ def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]
     trained = f"{about['steps']:,} steps in {about['seconds'] / 60:.1f} minutes" if {"steps", "seconds"} <= about.keys() else "unknown"
     grid = "×".join(str(math.ceil(side / tokenizer.factor)) for side in found.originals.shape[1:3])
     facts = {"quantizer": _describe(tokenizer.quantizer), "network": tokenizer.network,
-             "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, {sum(tokenizer.quantizer.widths)} bits each",
+             "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, "
+                       f"{sum(tokenizer.quantizer.widths)} bits each",
              "trained": trained, "fingerprint": tokenizer.fingerprint}
     listed = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
     pictures = base64.b64encode(sheet(found.originals, found.reconstructions, across=12 if found.originals.shape[1] <= 96 else 4)).decode()
     codewords = _codewords(tokenizer)
-    chart = (f"<figure>{map_svg(codewords, found.counts.numpy())}</figure>" if codewords is not None else
-             f"<p>No map: a code of this quantizer has {len(levels)} positions of {max(levels):,} symbols at most, not one list of codewords "
-             "that could be drawn.</p>")
+    chart = (f"<figure>{map_svg(codewords, found.meter.histogram())}</figure>" if codewords is not None else
+             f"<p>No map: a code of this quantizer has {len(levels)} positions of at most {max(levels):,} symbols, not one list of "
+             "codewords that could be drawn.</p>")
     curves = f"<h2>Training</h2><figure>{curves_svg(rows)}</figure>" if rows else ""
     bad = "".join(f"<li>{html.escape(line)}</li>" for line in found.bad)
     return _PAGE.format(
         title=html.escape(f"Image tokenizer on {source}"), style=_STYLE + _MORE_STYLE, facts=listed, numbers=numbers, pictures=pictures,
-        shown=len(found.originals), curves=curves, usage=usage_svg(found.counts.numpy(), levels), map=chart,
+        shown=len(found.originals), curves=curves, usage=usage_svg(found.meter), map=chart,
         bad=f"<h2>Images that could not be read</h2><ul>{bad}</ul>" if bad else "")
 
 
@@ -126,7 +128,7 @@ def _codewords(tokenizer: ImageTokenizer) -> np.ndarray | None:
 
 def _curves(rows: Sequence[dict[str, float]], ink: str) -> Figure:
     figure, axes = _figure(1, 3, (11, 3.1), ink)
-    panels = (("losses", (("pixel", "pixel error"), ("quantizer", "quantizer's loss"), ("perceptual", "perceptual"),
+    panels = (("losses", (("l1", "l1"), ("l2", "l2"), ("quantizer", "quantizer's loss"), ("perceptual", "perceptual"),
                           ("discriminator", "discriminator")), True),
               ("held-out images", (("valid_psnr", "PSNR, dB"),), False),
               ("codebook", (("usage", "codewords in use"), ("perplexity_share", "perplexity / codewords")), False))
@@ -134,7 +136,8 @@ def _curves(rows: Sequence[dict[str, float]], ink: str) -> Figure:
         for place, (key, label) in enumerate(lines):
             points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key]) and (not log or row[key] > 0)]
             if points:
-                axis.plot(*zip(*points), color=COLOURS[place], label=label, linewidth=1.7, marker="o" if len(points) < 25 else "", markersize=3.5)
+                axis.plot(*zip(*points), color=COLOURS[place], label=label, linewidth=1.7, markersize=3.5,
+                          marker="o" if len(points) < 25 else "")
         if log:
             axis.set_yscale("log")
         if title == "codebook":
@@ -148,14 +151,13 @@ def _curves(rows: Sequence[dict[str, float]], ink: str) -> Figure:
     return figure
 
 
-def _usage(counts: np.ndarray, levels: Sequence[int], ink: str) -> Figure:
+def _usage(meter: UsageMeter, ink: str) -> Figure:
     figure, (axis,) = _figure(1, 1, (6.2, 3.4), ink)
-    start = 0
-    for place, level in enumerate(levels):
-        own = np.sort(counts[start:start + level])[::-1].astype(float)
-        start += level
+    levels = meter.levels
+    for place, level in enumerate(levels[:8]):
+        own = np.sort(meter._counts[place])[::-1].astype(float)
         used = own[own > 0]
-        if place < 8 and len(used):
+        if len(used):
             axis.plot(np.arange(1, len(used) + 1) / level, used / own.sum() * level, color=COLOURS[place % len(COLOURS)], linewidth=1.8,
                       label=f"position {place + 1}" if len(levels) > 1 else None)
     axis.axhline(1, color=ink, linewidth=0.8, linestyle=(0, (4, 3)))

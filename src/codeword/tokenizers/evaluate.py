@@ -1,7 +1,7 @@
 """How good a tokenizer is on images it has not seen. Decoded pixels are rounded to uint8 first: what a user gets.
 
     error        mean squared error of pixels in [0, 1];  psnr = mean over images of 10 log10(1 / error of the image)
-    ssim         structural similarity; ms_ssim over several scales (report/images.py)
+    ssim         structural similarity; ms_ssim over ``ms_ssim_scales`` scales; frechet: over ``features`` (report/images.py)
     usage        share of codewords chosen at least once over all images, mean over the positions of a code
     perplexity   exp of the entropy of the choices: as many equally likely codewords would carry the same information
     bits         a pixel: tokens an image times bits a token, over its pixels; ``entropy_bits`` with an ideal code for the frequencies
@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,8 +17,11 @@ import torch
 from torch import Tensor
 
 from codeword.data.images import Images, centre, scale
-from codeword.errors import CodewordError, FormatError
-from codeword.tokenizers.image import ImageTokenizer, to_bytes, usage_of
+from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.nets.features import FeatureNet
+from codeword.report import images as measures
+from codeword.report.usage import UsageMeter
+from codeword.tokenizers.image import ImageTokenizer, to_bytes
 from codeword.tokenizers.recorder import usage_statistics
 
 BATCH = 64
@@ -41,9 +43,11 @@ class Line(NamedTuple):
 MEANING = (
     Line("images", "images", "{:,.0f}", "held-out images that were encoded and decoded"),
     Line("psnr", "PSNR", "{:.2f} dB", "peak signal over error, mean over images; higher is better, about 30 dB looks clean"),
-    Line("ssim", "SSIM", "{:.4f}", "structural similarity of luma, 1 is equal"),
-    Line("ms_ssim", "MS-SSIM", "{:.4f}", "structural similarity over several scales, 1 is equal"),
-    Line("frechet", "Frechet distance", "{:.2f}", "between the features of originals and reconstructions, 0 is equal; which features is said below"),
+    Line("ssim", "SSIM", "{:.4f}", "structural similarity, 1 is equal"),
+    Line("ms_ssim", "MS-SSIM", "{:.4f}", "the same over as many halvings as these images have room for (five need sides of 176)"),
+    Line("frechet", "Frechet distance", "{:.2f}",
+         "between features-cifar10 of originals and reconstructions (a small network of this library: no published FID is comparable), "
+         "0 is equal; few images raise it"),
     Line("usage", "codewords in use", "{:.1f} %", "chosen at least once over all these images", 100.0),
     Line("perplexity", "perplexity", "{:,.0f}", "so many equally likely codewords would carry the same information"),
     Line("bits", "bits a pixel", "{:.3f}", "as stored in a packed string: tokens times bits of a token, over pixels"),
@@ -52,11 +56,11 @@ MEANING = (
 
 
 class Look(NamedTuple):
-    """``numbers`` by the keys of MEANING and "error"; ``counts`` hits of every codeword; the first originals and reconstructions, uint8
+    """``numbers`` by the keys of MEANING and "error"; ``meter`` hits of every codeword; the first originals and reconstructions, uint8
     (n, height, width, channels); ``bad`` images that could not be read."""
 
     numbers: dict[str, Any]
-    counts: Tensor
+    meter: UsageMeter
     originals: np.ndarray
     reconstructions: np.ndarray
     bad: list[str]
@@ -84,7 +88,7 @@ def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int 
              thorough: bool = True, advance: Callable[[int], Any] = lambda n: None) -> Look:
     """Reconstruct centre crops of ``size`` and measure. ``thorough`` False: errors and usage only, as while training."""
     levels = tokenizer.quantizer.levels
-    counts = torch.zeros(sum(levels), dtype=torch.int64)
+    meter = UsageMeter(levels)
     errors: list[Tensor] = []
     kept: list[tuple[Tensor, Tensor]] = []
     bad: list[str] = []
@@ -93,7 +97,7 @@ def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int 
     for batch in batches(images, size=size, most=most, bad=bad if skip_bad else None):
         tokens = tokenizer.encode(batch)
         values = to_bytes(tokenizer.decode(tokens)).cpu()
-        counts += usage_of(tokens.indices, levels).cpu()
+        meter.add(tokens.indices)
         places += tokens.indices.shape[0] * tokens.indices.shape[1]
         errors.append((values.float() - batch.float()).div(255).square().mean((1, 2, 3)).double())
         if sum(len(pair[0]) for pair in kept) < keep:
@@ -105,23 +109,44 @@ def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int 
         raise CodewordError(f"none of the images of {images.source} could be read: {bad[0] if bad else 'there are none'}")
     each = torch.cat(errors)
     pixels = len(each) * size * size
-    entropy = sum(math.log2(math.e) * _entropy(part) for part in torch.split(counts, list(levels)))
     numbers = {"images": len(each), "error": float(each.mean()), "psnr": float((-10 * torch.log10(each.clamp(min=1e-10))).mean()),
-               **(further.numbers() if further else {}), **usage_statistics(counts, levels),
-               "bits": places * sum(tokenizer.quantizer.widths) / pixels, "entropy_bits": places * entropy / pixels}
+               **(further.numbers() if further else {}), **usage_statistics(meter),
+               "bits": places * sum(tokenizer.quantizer.widths) / pixels, "entropy_bits": places * sum(meter.entropy) / pixels}
     first, second = (torch.cat(part)[:keep].permute(0, 2, 3, 1).contiguous().numpy() for part in zip(*kept))
-    return Look(numbers, counts, first, second, bad)
+    return Look(numbers, meter, first, second, bad)
 
 
 class _Further:
-    """Similarities that cost more."""
+    """Similarities, and the distance of features, which need all images."""
 
-    def take(self, originals: Tensor, values: Tensor) -> None: ...
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.images, self.scales = 0, 0
+        self.network: FeatureNet | None = None
+        try:
+            self.network = FeatureNet.load()
+            self.originals, self.values = (measures.Moments(self.network.dim) for _ in range(2))
+        except Unsupported as error:
+            self.left_out = str(error)
+
+    def take(self, originals: Tensor, values: Tensor) -> None:
+        x, y = originals.float() / 255, values.float() / 255
+        self.images += len(x)
+        self.scales = measures.most_scales(*x.shape[2:])
+        if self.scales:
+            self._add("ssim", measures.ssim(x, y))
+            self._add("ms_ssim", measures.ms_ssim(x, y, scales=self.scales))
+        if self.network is not None and min(x.shape[2:]) >= 4:
+            self.originals.add(self.network.pooled(x))
+            self.values.add(self.network.pooled(y))
 
     def numbers(self) -> dict[str, Any]:
-        return {}
+        found: dict[str, Any] = {key: total / self.images for key, total in self.sums.items()}
+        found["ms_ssim_scales"] = self.scales
+        if self.network is None:
+            return {**found, "frechet": None, "frechet_left_out": self.left_out}
+        found["frechet"] = measures.frechet_distance(self.originals, self.values) if self.originals.count > 1 else None
+        return {**found, "features": "features-cifar10"}
 
-
-def _entropy(counts: Tensor) -> float:
-    """In nats."""
-    return float(torch.special.entr(counts.double() / counts.sum().clamp(min=1)).sum())
+    def _add(self, key: str, values: Tensor) -> None:
+        self.sums[key] = self.sums.get(key, 0.0) + float(values.sum())

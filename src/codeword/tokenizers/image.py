@@ -7,15 +7,14 @@ Images are uint8 or floats in [0, 1], channels first; networks see the floats. A
 network's factor is continued at its right and lower edge by its last pixels, and cut back by ``decode``: the layout of the tokens keeps
 its shape. ``train.py`` trains it; ``Autoencoder`` in nets/conv.py is its bare frame.
 
-One file holds it all, by the rules of ``io/objects``: {"channels", "network", "size"} and the quantizer's own record, then tensors
-encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts for
-nothing.
+One file holds it all, by the rules of ``io/objects``: {"channels", "likelihood", "network", "size"} and the quantizer's own record, then
+tensors encoder.*, decoder.*, quantizer.*; the fingerprint stands for all of that. ``about`` (how it was trained) travels along and counts
+for nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +29,7 @@ from codeword.errors import CodewordError, FormatError, ShapeError, Unsupported
 from codeword.io import canonical, objects
 from codeword.io.canonical import LIMITS, Limits
 from codeword.io.tensors import read_tensors, write_tensors
+from codeword.nets import pixel_losses
 from codeword.nets.conv import Reconstruction
 from codeword.quantizer import Codes, Quantizer
 from codeword.tokenizers import networks
@@ -39,22 +39,26 @@ KIND = "image_tokenizer"
 MAX_SIDE = 1 << 14
 DIM = 32
 """Width of the latents where nobody says another."""
-_CONFIG = {"channels": int, "network": str, "size": int}
+_CONFIG = {"channels": int, "likelihood": bool, "network": str, "size": int}
 
 
 class ImageTokenizer(nn.Module):
     """quantizer: any of the catalog without side information, or a spec string such as "simvq:codebook_size=16384" (then ``dim`` wide);
-    network: name and options of ``networks``; channels: 1 or 3; size: side of the images it is trained on."""
+    network: name and options of ``networks``; channels: 1 or 3; size: side of the images it is trained on; likelihood: the decoder says
+    mean and spread of every pixel (trained by the logit-Laplace loss)."""
 
-    def __init__(self, *, quantizer: Quantizer | str, network: str = "conv", channels: int = 3, size: int = 32, dim: int = DIM) -> None:
+    def __init__(self, *, quantizer: Quantizer | str, network: str = "conv", channels: int = 3, size: int = 32, dim: int = DIM,
+                 likelihood: bool = False) -> None:
         super().__init__()
         if channels not in (1, 3) or not 1 <= size <= MAX_SIDE:
-            raise CodewordError(f"a tokenizer got channels={channels} and size={size}; 1 or 3 channels and 1..{MAX_SIDE} pixels are allowed")
+            raise CodewordError(f"a tokenizer got channels={channels} and size={size}; 1 or 3 and 1..{MAX_SIDE} pixels are allowed")
         made = catalog.make(quantizer, dim) if isinstance(quantizer, str) else quantizer
         if made.side_count:
-            raise Unsupported(f"{made.name} keeps {made.side_count} floats beside its indices; tokens are indices alone: take another quantizer")
-        self.network, self.channels, self.size = networks.canonical_spec(network), channels, size
-        built = networks.build(self.network, channels=channels, dim=made.dim, size=size)
+            raise Unsupported(f"{made.name} keeps {made.side_count} floats beside its indices; tokens are indices alone, so take another")
+        self.network, self.channels, self.size, self.likelihood = networks.canonical_spec(network), channels, size, likelihood
+        built = networks.build(self.network, channels=channels, outputs=2 * channels if likelihood else channels, dim=made.dim, size=size)
+        if size % built.factor:
+            raise CodewordError(f"{self.network} halves images to 1/{built.factor}; a size of {size} does not divide by that")
         self.factor, self._only_size = built.factor, built.size
         self.encoder, self.quantizer, self.decoder = built.encoder, made, built.decoder
         self.about: dict[str, Any] = {}
@@ -62,8 +66,8 @@ class ImageTokenizer(nn.Module):
     # ------------------------------------------------------------------ training
 
     def forward(self, x: Tensor) -> Reconstruction:
-        """Pixels in [0, 1] (b, channels, height, width), b >= 0, sides multiples of ``factor``, to their reconstruction, not clipped.
-        Changes no state."""
+        """Pixels in [0, 1] (b, channels, height, width), b >= 0, sides multiples of ``factor``, to what the decoder says of them:
+        pixels, not clipped, or with ``likelihood`` their distribution. Changes no state."""
         out = self.quantizer(self.latents(x))
         return Reconstruction(self.decoder(out.values.permute(0, 3, 1, 2)), out)
 
@@ -75,7 +79,7 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor | np.ndarray) -> Tokens:
-        """Tokens (b, h w, positions) of uint8 or [0, 1] images (b, channels, height, width). Raises ShapeError for other shapes or values."""
+        """Tokens (b, h w, positions) of uint8 or [0, 1] images (b, channels, height, width). Raises ShapeError for others."""
         x = self.pixels(images)
         shape = (self.channels, *x.shape[2:])
         codes = self.quantizer.encode(self._eval(self.latents, self._pad(x)))
@@ -94,7 +98,8 @@ class ImageTokenizer(nn.Module):
         height, width = tokens.layout.shape[1:] if tokens.layout.shape else x.shape[2:]
         if height > x.shape[2] or width > x.shape[3]:
             raise ShapeError(f"tokens of a {height} × {width} image decode to {x.shape[2]} × {x.shape[3]} pixels only")
-        return x[:, :, :height, :width].float().clamp(0, 1)
+        shown = pixel_losses.from_logit_laplace(x) if self.likelihood else x
+        return shown[:, :, :height, :width].float().clamp(0, 1)
 
     def reconstruct(self, images: Tensor | np.ndarray) -> Tensor:
         """``decode(encode(images))``."""
@@ -104,7 +109,8 @@ class ImageTokenizer(nn.Module):
         """(b, channels, height, width) images, checked, as float32 in [0, 1] on the tokenizer's device."""
         x = torch.as_tensor(images)
         if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1 or max(x.shape[2:]) > MAX_SIDE:
-            raise ShapeError(f"images have shape {tuple(x.shape)}; (b, {self.channels}, height, width) with sides of 1..{MAX_SIDE} is needed")
+            raise ShapeError(f"images have shape {tuple(x.shape)}; (b, {self.channels}, height, width) with sides of 1..{MAX_SIDE} is "
+                             "needed")
         if x.dtype == torch.uint8:
             return from_bytes(x.to(self.quantizer.device))
         if not x.is_floating_point():
@@ -122,7 +128,7 @@ class ImageTokenizer(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"channels": self.channels, "network": self.network, "size": self.size}
+        return {"channels": self.channels, "likelihood": self.likelihood, "network": self.network, "size": self.size}
 
     @property
     def fingerprint(self) -> str:
@@ -217,14 +223,3 @@ def _fingerprint(config: dict[str, Any], quantizer: dict[str, Any], state: Mappi
     digests = {name: [str(t.dtype), list(t.shape), objects._digest(t)] for name, t in state.items()}
     return hashlib.sha256(canonical.encode({"config": config, "quantizer": quantizer, "tensors": digests})).hexdigest()[:16]
 
-
-def usage_of(indices: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Hits of every codeword, all positions one after another: int64 (sum of levels,)."""
-    starts = torch.tensor([0, *np.cumsum(levels)[:-1].tolist()], device=indices.device)
-    return torch.bincount((indices.reshape(-1, len(levels)).to(torch.int64) + starts).flatten(), minlength=sum(levels))
-
-
-def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of hits."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    return math.exp(float(torch.special.entr(share).sum()))

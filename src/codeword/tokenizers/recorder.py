@@ -13,12 +13,14 @@ from torch import Tensor
 
 from codeword.errors import CodewordError, Unsupported
 from codeword.io import files
+from codeword.report.usage import UsageMeter
 
 if TYPE_CHECKING:
     from codeword.tokenizers.train import Run
 
 LOG = "log.csv"
-COLUMNS = ("step", "seconds", "images", "rate", "loss", "pixel", "perceptual", "generator", "discriminator", "quantizer", "gradient",
+COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator",
+           "quantizer", "gradient",
            "usage", "perplexity", "perplexity_share", "valid_psnr", "valid_error")
 SAMPLES = 16
 
@@ -30,7 +32,6 @@ class Recorder:
         self.folder, self.run, self.rows = folder, run, read_log(folder / LOG)
         self._sums: list[dict[str, Tensor]] = []
         self._board: Any = _board(folder) if tensorboard else None
-        files.make_folder(folder / "samples")
 
     def begin(self, step: int) -> None:
         """Forget rows after ``step``: they will come again."""
@@ -41,17 +42,20 @@ class Recorder:
         """Losses of one step."""
         self._sums.append(sums)
 
+    def check(self) -> None:
+        """CodewordError where a loss since the last row was not finite: asked before each row and each checkpoint."""
+        if self._sums and not bool(torch.isfinite(torch.stack([sums["loss"] for sums in self._sums])).all()):
+            raise CodewordError(f"the loss is no longer finite at step {self.run.step}; a smaller learning rate, or --precision 32, helps")
+
     def note(self) -> dict[str, float]:
         """A row of the log: means since the last one. Raises CodewordError where the loss is no longer finite."""
+        self.check()
         run = self.run
         means = {key: float(torch.stack([sums[key].float().cpu() for sums in self._sums if key in sums]).mean())
                  for key in self._sums[-1]}
-        if not np.isfinite(means["loss"]):
-            raise CodewordError(f"the loss is no longer finite at step {run.step}; a smaller learning rate, or --precision 32, helps")
-        counts = run.counts.cpu()
         row = {"step": float(run.step), "seconds": run.seconds, "images": float(run.step * run.batches.batch_size), **means,
-               **usage_statistics(counts, run.tokenizer.quantizer.levels)}
-        run.counts.zero_()
+               **usage_statistics(run.meter)}
+        run.meter = UsageMeter(run.meter.levels)
         self._sums = []
         self.rows.append(row)
         self._write()
@@ -68,18 +72,19 @@ class Recorder:
         self.rows[-1].update(numbers)
         self._write()
         self._scalars({"step": self.rows[-1]["step"], **numbers})
-        self._draw(found.originals, found.reconstructions, found.counts)
+        self._draw(found.originals, found.reconstructions, found.meter)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
-    def _draw(self, originals: np.ndarray, reconstructions: np.ndarray, counts: Tensor) -> None:
+    def _draw(self, originals: np.ndarray, reconstructions: np.ndarray, meter: UsageMeter) -> None:
         from codeword.report import tokenizer as pictures
+        files.make_folder(self.folder / "samples")
         sheet = pictures.sheet(originals, reconstructions)
         files.write_file(self.folder / "samples" / f"step-{self.run.step:07d}.png", [sheet], durable=False)
         files.write_file(self.folder / "curves.png", [pictures.curves_png(self.rows)], durable=False)
-        files.write_file(self.folder / "usage.png", [pictures.usage_png(counts.numpy(), self.run.tokenizer.quantizer.levels)], durable=False)
+        files.write_file(self.folder / "usage.png", [pictures.usage_png(meter)], durable=False)
         if self._board is not None:
             self._board.add_image("samples", pictures.sheet_array(originals, reconstructions), self.run.step, dataformats="HWC")
 
@@ -109,13 +114,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
         raise CodewordError(f"{path} is no log of a training run: {error}") from None
 
 
-def usage_statistics(counts: Tensor, levels: tuple[int, ...]) -> dict[str, float]:
+def usage_statistics(meter: UsageMeter) -> dict[str, float]:
     """Share of codewords with a hit, perplexity, and perplexity over the number of codewords: each the mean over positions."""
-    from codeword.tokenizers.image import perplexity
-    parts = torch.split(counts, list(levels))
-    found = [perplexity(part) for part in parts]
-    return {"usage": float(np.mean([float((part > 0).double().mean()) for part in parts])), "perplexity": float(np.mean(found)),
-            "perplexity_share": float(np.mean([value / level for value, level in zip(found, levels)]))}
+    return {"usage": float(np.mean(meter.usage)), "perplexity": float(np.mean(meter.perplexity)),
+            "perplexity_share": float(np.mean([value / level for value, level in zip(meter.perplexity, meter.levels)]))}
 
 
 def _board(folder: Path) -> Any:

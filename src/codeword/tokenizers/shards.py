@@ -1,6 +1,6 @@
 """Token shards: the one format in which tokens lie on a disk, whatever signal they came from.
 
-    manifest.json      kind "tokens"; meta: {"complete", "consumed", "fingerprint", "levels", "order", "signal", "skipped", "source", "total"}
+    manifest.json      kind "tokens"; meta: complete, consumed, fingerprint, levels, order, signal, skipped, source, total
     tokens-DIGEST.cw   some hundred to some thousand items, never changed:
         indices        (places, positions) of the smallest unsigned type; the items' places follow each other
         shapes         (items, axes of the signal) int32, where known: what decoding gives back
@@ -61,7 +61,8 @@ class TokenWriter:
         for key in ("fingerprint", "signal", "levels", "source", "total"):
             if found[key] != meta[key]:
                 what = {"fingerprint": "another tokenizer", "source": "other images, or other options"}.get(key, f"another {key}")
-                raise CodewordError(f"{path} holds tokens of {what} ({_short(found[key])} there, {_short(meta[key])} here); use another folder")
+                raise CodewordError(f"{path} holds tokens of {what} ({_short(found[key])} there, {_short(meta[key])} here); "
+                                    "use another folder")
         if not resume:
             raise CodewordError(f"{path} already holds these tokens{'' if found['complete'] else ', unfinished'}; "
                                 f"{'remove it first' if found['complete'] else 'resume it (--resume)'}, or use another folder")
@@ -128,7 +129,7 @@ class TokenShards:
         if {name for name, _ in meta["order"]} != set(self._folder.segments):
             raise FormatError("missing-key", f"the order of {path} does not name its segments, each once")
         if not meta["complete"] and not partial:
-            raise CodewordError(f"{path} is unfinished: {meta['consumed']} of {meta['total']} items are encoded; resume the encode (--resume)")
+            raise CodewordError(f"{path} is unfinished: {meta['consumed']} of {meta['total']} items are encoded; resume it (--resume)")
         self.meta, self.fingerprint = meta, meta["fingerprint"]
         self.levels, self.signal = tuple(meta["levels"]), meta["signal"]
         self._names = [name for name, _ in meta["order"]]
@@ -204,7 +205,8 @@ class TokenShards:
             content, header = self._folder.read_segment(name, mmap=True)
             canonical.fields(header, f"header of {name}", {"first": int, "items": int})
             if (header["first"], header["items"]) != (self._starts[at], items):
-                raise FormatError("value", f"{name} holds items {header['first']}.. ({header['items']}), not {self._starts[at]}.. ({items})")
+                raise FormatError("value",
+                                  f"{name} holds {header['items']} items from {header['first']} on, not {items} from {self._starts[at]}")
             known = self._segments[at] = _unpack(content, items, self.levels, f"{self.path}/{name}")
         return known
 
@@ -244,7 +246,8 @@ def _pack(items: Sequence[Tokens], names: Sequence[str] | None, labels: Sequence
     if any(item.positions is not None for item in items):
         out["positions"] = torch.cat([item.positions for item in items if item.positions is not None]).cpu()
     if any(item.mask is not None for item in items):
-        out["mask"] = torch.cat([torch.ones(len(item.indices), dtype=torch.bool) if item.mask is None else item.mask.cpu() for item in items])
+        out["mask"] = torch.cat([torch.ones(len(item.indices), dtype=torch.bool) if item.mask is None else item.mask.cpu()
+                                 for item in items])
     if labels is not None:
         out["labels"] = torch.as_tensor(labels, dtype=torch.int64)
     if names is not None:
@@ -260,8 +263,10 @@ def _pack(items: Sequence[Tokens], names: Sequence[str] | None, labels: Sequence
 def _unpack(content: Mapping[str, Tensor], items: int, levels: tuple[int, ...], what: str) -> _Segment:
     """A segment with every dtype, shape and value checked (its digests are, as its tensors are taken)."""
     unknown = content.keys() - set(_Segment._fields)
-    if unknown or "indices" not in content:
-        raise FormatError("unknown-key" if unknown else "missing-key", f"{what} has {'an unknown tensor ' + repr(min(unknown)) if unknown else 'no indices'}")
+    if unknown:
+        raise FormatError("unknown-key", f"{what} has a tensor {min(unknown)!r} that token shards do not have")
+    if "indices" not in content:
+        raise FormatError("missing-key", f"{what} has no indices")
     found = {name: content[name] for name in content}
     indices = found["indices"]
     dtypes = {"indices": arrays.unsigned_dtype(max(levels)), "starts": torch.int64, "grids": torch.int32, "shapes": torch.int32,
@@ -274,7 +279,8 @@ def _unpack(content: Mapping[str, Tensor], items: int, levels: tuple[int, ...], 
               "positions": (places, None), "mask": (places,), "labels": (items,), "names": (None,), "name_starts": (items + 1,)}
     for name, tensor in found.items():
         want = shapes[name]
-        if tensor.ndim != len(want) or any(n is not None and n != m for n, m in zip(want, tensor.shape)) or max(tensor.shape[1:], default=1) > 4096:
+        if tensor.ndim != len(want) or any(n is not None and n != m for n, m in zip(want, tensor.shape)) \
+                or max(tensor.shape[1:], default=1) > 4096:
             raise FormatError("shape", f"tensor {name!r} of {what} has shape {tuple(tensor.shape)}; {want} is needed")
     if ("grids" in found) == ("positions" in found):
         raise FormatError("missing-key", f"{what} needs either grids or positions")
@@ -296,10 +302,10 @@ def _check_values(segment: _Segment, places: int, levels: tuple[int, ...], what:
         if starts is not None and (int(starts[0]) != 0 or int(starts[-1]) != end or bool((starts[1:] < starts[:-1]).any())):
             raise FormatError("value", f"{what} has starts that do not ascend from 0 to {end}")
     lengths = torch.full((segment.items,), places // segment.items) if segment.starts is None else segment.starts.diff()
-    if segment.grids is not None:
-        if bool((segment.grids < 1).any()) or not 1 <= segment.grids.shape[1] <= 4 \
-                or not bool((segment.grids.double().prod(1) == lengths.double()).all()):
-            raise FormatError("value", f"{what} has a grid that its item does not fill")
+    grids = segment.grids
+    if grids is not None and (bool((grids < 1).any()) or not 1 <= grids.shape[1] <= 4
+                              or not bool((grids.double().prod(1) == lengths.double()).all())):
+        raise FormatError("value", f"{what} has a grid that its item does not fill")
     if bool((lengths > MAX_PLACES).any()):
         raise FormatError("limit", f"{what} has an item of more than {MAX_PLACES} places")
     if segment.shapes is not None and (bool((segment.shapes < 1).any()) or not 1 <= segment.shapes.shape[1] <= 5):

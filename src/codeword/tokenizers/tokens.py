@@ -49,7 +49,8 @@ class Layout(NamedTuple):
             raise FormatError("name", f"{what} holds tokens of {value['signal'][:40]!r}; {', '.join(SIGNALS)} are known")
         for key, most in (("grid", 4), ("levels", 4096), ("shape", 5)):
             if len(value[key]) > most or any(type(n) is not int or not 1 <= n <= 1 << 32 for n in value[key]):
-                raise FormatError("header", f"layout of {what} has {key} {str(value[key])[:60]}; at most {most} positive integers are allowed")
+                raise FormatError("header", f"layout of {what} has {key} {str(value[key])[:60]}; at most {most} positive integers are "
+                                            "allowed")
         if not value["levels"]:
             raise FormatError("header", f"layout of {what} has no levels")
         if math.prod(value["grid"]) > MAX_PLACES:

@@ -1,9 +1,9 @@
 """One training loop for every image tokenizer: any encoder and decoder, any quantizer, on one device or several.
 
-    L = pixel(x^, x) + quantizer's own loss [+ p perceptual(x^, x)] [+ g generator(x^) from step ``gan_start`` on]
+    L = image loss of x^ (``objective.py``) + quantizer's own loss [+ g generator(x^), once ``gan_start`` of the run is over]
     step:  forward, backward, clipped Adam on L; quantizer.update(out) on every rank; averaged weights; the discriminator's own step
 
-Pixel errors are those of pixels scaled to [-1, 1], as published weights assume. The rate follows ``schedule.py``. Evaluation, samples and
+The rate follows ``schedule.py``. Evaluation, samples and
 the saved tokenizer use the averaged weights, w' <- e w' + (1 - e) w with e = min(ema, (1 + t) / (10 + t)).
 
 Everything random in step t follows from (seed, t), and the checkpoint holds weights, averages, optimizers and t: a run that is stopped
@@ -20,7 +20,9 @@ Interrupts: the first saves and ends after the running step; the second ends at 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,16 +34,17 @@ from torch import Tensor, nn
 from codeword import catalog
 from codeword.data.images import Batches, Images
 from codeword.errors import CodewordError, Unsupported
-from codeword.io import jobs
+from codeword.io import files, jobs
 from codeword.quantizer import Quantizer
+from codeword.report.usage import UsageMeter
 from codeword.tokenizers import checkpoint, objective, schedule
-from codeword.tokenizers.image import ImageTokenizer, from_bytes, usage_of
-from codeword.tokenizers.recorder import Recorder
+from codeword.tokenizers.image import ImageTokenizer, from_bytes
+from codeword.tokenizers.recorder import LOG, Recorder
 
 FIT_ROWS = 1 << 16
 """Latents that the quantizer is fitted on before the first step, at least; and at least four a codeword, up to four times this."""
-PLAN_AFTER, PLAN_EVERY = 8, 0.04
-"""Steps before the first plan of a run with a time limit; and how much of the time passes between plans."""
+PLAN_AFTER, PLANS = 8, 20
+"""Steps before the first plan of a run with a time limit; and into how many parts each plan divides what is left before the next."""
 RESERVE = 0.03
 """Share of the time limit that evaluation and saving get."""
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
@@ -50,8 +53,8 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a run is. ``start``: "data" fits the quantizer on the encoder's first outputs, "random" starts it as the papers do (plain VQ:
-    uniform in +-1/codebook_size); ``gan`` and ``perceptual``: weights of those losses, 0 for none; ``gan_start``: share of the run before
-    the discriminator joins; ``ema``: decay of the averaged weights, 0 for none."""
+    uniform in +-1/codebook_size); ``loss``: weights of the image loss; ``gan``: that of the discriminator's approval, 0 for none;
+    ``gan_start``: share of the run before it joins; ``ema``: decay of the averaged weights, 0 for none."""
 
     quantizer: str = "simvq:codebook_size=16384"
     network: str = "conv"
@@ -65,9 +68,9 @@ class Settings:
     hold: float = 0.3
     clip: float = 1.0
     ema: float = 0.999
-    pixel: str = "l2"
-    perceptual: float = 0.0
+    loss: str = "l2=4"
     gan: float = 0.0
+    discriminator: str = "patch"
     gan_start: float = 0.3
     start: str = "data"
     precision: str = "32"
@@ -80,13 +83,16 @@ class Settings:
             ("batch_size", self.batch_size >= 1, "at least 1"), ("learning_rate", 0 < self.learning_rate <= 1, "above 0, at most 1"),
             ("shape", self.shape in schedule.SHAPES, ", ".join(schedule.SHAPES)), ("warmup", self.warmup >= 0, "at least 0"),
             ("hold", 0 <= self.hold < 1, "0 up to 1"), ("clip", self.clip > 0, "above 0"), ("ema", 0 <= self.ema < 1, "0 up to 1"),
-            ("pixel", self.pixel in objective.PIXEL, ", ".join(objective.PIXEL)), ("perceptual", self.perceptual >= 0, "at least 0"),
-            ("gan", self.gan >= 0, "at least 0"), ("gan_start", 0 <= self.gan_start <= 1, "0 to 1"),
-            ("start", self.start in ("data", "random"), "data, random"), ("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS)),
+            ("gan", self.gan >= 0, "at least 0"),
+            ("discriminator", self.discriminator in objective.DISCRIMINATORS, ", ".join(objective.DISCRIMINATORS)),
+            ("gan_start", 0 <= self.gan_start <= 1, "0 to 1"),
+            ("start", self.start in ("data", "random"), "data, random"),
+            ("precision", self.precision in PRECISIONS, ", ".join(PRECISIONS)),
         ]
         for name, good, allowed in rules:
             if not good:
                 raise CodewordError(f"{name} is {getattr(self, name)!r}; {allowed} is allowed")
+        objective.weights(self.loss)
         return self
 
 
@@ -113,7 +119,8 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """``tokenizer`` with averaged weights; steps done; seconds trained in all; rows of the log; whether an interrupt ended it."""
+    """``tokenizer`` with averaged weights; steps done; seconds trained in all; rows of the log (of rank 0); whether an interrupt ended it;
+    images left out by this rank; which rank this is."""
 
     tokenizer: ImageTokenizer
     steps: int
@@ -121,6 +128,7 @@ class Outcome(NamedTuple):
     rows: list[dict[str, float]]
     interrupted: bool
     bad: list[str]
+    rank: int
 
 
 def train(images: Images, valid: Images, settings: Settings, limits: Limits, folder: str | Path, *, resume: bool = False,
@@ -139,9 +147,35 @@ def train(images: Images, valid: Images, settings: Settings, limits: Limits, fol
         run = Run(images, valid, settings, limits, place, fabric, skip_bad, resume)
         recorder = Recorder(place, run, tensorboard) if job else None
         return run.loop(recorder, watch, job)
+    except CodewordError:
+        if job and not (place / "checkpoint.cw").exists():  # nothing was learnt: the corrected call can begin
+            _discard(place)
+        raise
     finally:
         if job:
             job.close()
+
+
+def estimate(images: Images, valid: Images, settings: Settings, limits: Limits) -> dict[str, Any]:
+    """What a run would take, from three steps of it on one device: duration, memory, bytes on the disk. Writes nothing."""
+    import resource
+    settings.check()
+    settings = dataclasses.replace(settings, start="random" if settings.quantizer.startswith(("vq", "simvq")) else settings.start)
+    run = Run(images, valid, settings, limits, Path(), start_fabric(settings), True, False)
+    run.total, durations = 1 << 20, []
+    for t in range(3):
+        batch = from_bytes(run.batches.batch(t).to(run.fabric.device))
+        began = time.perf_counter()
+        run.train_step(batch)
+        run.step += 1
+        durations.append(time.perf_counter() - began)
+    each = min(durations)
+    steps = limits.steps or max(1, round(60 * (limits.minutes or 0) * (1 - RESERVE) / each))
+    own = sum(t.numel() * t.element_size() for t in run.tokenizer.state_dict().values())
+    cached = min(run.batches.cache_bytes, len(images) * settings.size**2 * images.channels)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"parameters": sum(p.numel() for p in run.tokenizer.parameters() if p.requires_grad), "steps": steps, "step_seconds": each,
+            "seconds": each * steps, "memory_bytes": peak + cached, "bytes": 5 * own, "bits_per_pixel": run.tokenizer.bits_per_pixel}
 
 
 def start_fabric(settings: Settings, devices: str | int = 1, accelerator: str = "auto") -> Any:
@@ -164,7 +198,8 @@ def new_tokenizer(settings: Settings) -> ImageTokenizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(jobs.unit_seed(settings.seed, "weights") & 0xFFFFFFFF)
         return ImageTokenizer(quantizer=catalog.make(settings.quantizer, settings.dim), network=settings.network,
-                              channels=settings.channels, size=settings.size)
+                              channels=settings.channels, size=settings.size,
+                              likelihood=objective.weights(settings.loss).get("logit_laplace", 0) > 0)
 
 
 @torch.no_grad()
@@ -211,15 +246,16 @@ class Run:
     def __init__(self, images: Images, valid: Images, settings: Settings, limits: Limits, folder: Path, fabric: Any, skip_bad: bool,
                  resume: bool) -> None:
         self.settings, self.limits, self.folder, self.fabric, self.valid = settings, limits, folder, fabric, valid
-        self.batches = Batches(images, size=settings.size, batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip,
-                               skip_bad=skip_bad, rank=fabric.global_rank, world=fabric.world_size)
+        self._began = time.monotonic()
+        options: dict[str, Any] = {"size": settings.size, "batch_size": settings.batch_size, "seed": settings.seed, "flip": settings.flip,
+                                   "skip_bad": skip_bad}
+        self.batches = Batches(images, **options, rank=fabric.global_rank, world=fabric.world_size)
         self.tokenizer = new_tokenizer(settings).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.total = limits.steps or 0
         held = checkpoint.read(folder / "checkpoint.cw", settings) if resume and (folder / "checkpoint.cw").exists() else None
         if held is None:
-            alone = Batches(images, size=settings.size, batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip, skip_bad=True)
-            start_quantizer(self.tokenizer, alone.stream(0), settings)
+            start_quantizer(self.tokenizer, Batches(images, **options).stream(0), settings)
         else:
             self.tokenizer.quantizer.restore(held.structure)
         self.losses = objective.Objective(settings).to(fabric.device)
@@ -230,15 +266,15 @@ class Run:
             self._restore(held)
         self.model, self.optimizer = fabric.setup(self.tokenizer, self.optimizer)
         self.losses.setup(fabric)
-        self._spoken = time.monotonic()
-        self.counts = torch.zeros(sum(self.tokenizer.quantizer.levels), dtype=torch.int64, device=fabric.device)
+        self._starting = time.monotonic() - self._began
+        self.meter = UsageMeter(self.tokenizer.quantizer.levels)
 
     # ------------------------------------------------------------------ the loop
 
     def loop(self, recorder: Any, watch: Callable[[Progress], None], job: Any) -> Outcome:
         """Steps until the limits are reached or an interrupt comes."""
-        limits, began, saved = self.limits, time.monotonic() - self.seconds, time.monotonic()
-        planned, interrupted = 0.0, False
+        limits, saved, interrupted = self.limits, time.monotonic(), False
+        began, next_plan = self._began - self.seconds, self.step + PLAN_AFTER
         stream = self.batches.stream(self.step)
         if recorder:
             recorder.begin(self.step)
@@ -250,25 +286,27 @@ class Run:
                 if recorder:
                     recorder.take(sums)
                 self.seconds = time.monotonic() - began
-                if limits.minutes is not None and self.step >= PLAN_AFTER \
-                        and (not planned or self.seconds - planned > PLAN_EVERY * 60 * limits.minutes):
-                    planned = self.seconds
+                if limits.minutes is not None and self.step >= next_plan:  # the same steps on every rank: planning is collective
                     self._plan()
+                    next_plan = self.step + max(1, (self.total - self.step) // PLANS)
                 last = self._over()
                 row = None
-                if recorder and (self.step % limits.log_every == 0 or last or self.step == 1):
+                looking = self.step % limits.eval_every == 0 or last
+                if recorder and (looking or self.step % limits.log_every == 0 or self.step == 1):
                     row = recorder.note()
-                if recorder and (self.step % limits.eval_every == 0 or last):
+                if recorder and looking:
                     recorder.look()
                 if self._agree(bool(stop)):
                     interrupted = not last
                     break
                 if recorder and not last and time.monotonic() - saved > limits.save_seconds:
+                    recorder.check()
                     self.save()
                     saved = time.monotonic()
                 watch(Progress(self.step, self.total, self.seconds, row))
         stream.close()  # type: ignore[attr-defined]
         if recorder:
+            recorder.check()
             self.save()
             job.log(f"{'interrupted' if interrupted else 'finished'} at step {self.step} of {self.total}")
             recorder.close()
@@ -276,7 +314,7 @@ class Run:
         if recorder and not interrupted:
             done.save(self.folder / "tokenizer.cw")
         return Outcome(done, self.step, self.seconds, recorder.rows if recorder else [], interrupted,
-                       [f"{bad.name}: {bad.reason}" for bad in self.batches.bad.values()])
+                       [bad.reason for bad in self.batches.bad.values()], self.fabric.global_rank)
 
     def train_step(self, x: Tensor) -> dict[str, Tensor]:
         """One step on pixels in [0, 1]; returns detached losses."""
@@ -287,16 +325,16 @@ class Run:
             group["lr"] = settings.learning_rate * factor
         x = x.contiguous(memory_format=torch.channels_last)
         out = self.model(x)
-        loss, parts = self.losses(out.values, x, self._gan_weight(), self.tokenizer)
+        loss, parts = self.losses(out.values, x, self._gan_weight())
         loss = loss + out.quantized.loss
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.tokenizer.parameters(), settings.clip)
         self.optimizer.step()
         self.tokenizer.quantizer.update(out.quantized)
-        self.losses.train_step(out.values.detach(), x, self._gan_weight(), self.step, factor, self.fabric)
+        self.losses.train_step(out.values, x, self._gan_weight(), self.step, factor, self.fabric)
         self._average()
-        self.counts += usage_of(out.quantized.codes.indices, self.tokenizer.quantizer.levels)
+        self.meter.add_codes(out.quantized.codes)
         return {"loss": loss.detach(), **parts, "quantizer": out.quantized.loss.detach(), "gradient": norm.detach(),
                 "rate": torch.tensor(factor * settings.learning_rate)}
 
@@ -327,7 +365,7 @@ class Run:
         limits = self.limits
         assert limits.minutes is not None
         left = max(0.0, 60 * limits.minutes * (1 - RESERVE) - self.seconds)
-        total = self.step + max(1, round(left / (self.seconds / self.step)))
+        total = self.step + round(left / ((self.seconds - self._starting) / self.step))
         total = min(total, limits.steps or total)
         self.total = int(self.fabric.broadcast(total)) if self.fabric.world_size > 1 else total
 
@@ -345,7 +383,8 @@ class Run:
     def _average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step)) if self.settings.ema else 0.0
         own = dict(self.tokenizer.named_parameters())
-        torch._foreach_lerp_([self.average[name] for name in own], [p.detach() for p in own.values()], 1 - decay)
+        for name, parameter in own.items():
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     def _restore(self, held: checkpoint.Held) -> None:
         self.tokenizer.load_state_dict(held.model)
@@ -354,6 +393,14 @@ class Run:
         checkpoint.load_optimizer(self.optimizer, held.optimizer)
         self.losses.restore(held)
         self.step, self.seconds, self.total = held.step, held.seconds, self.limits.steps or held.total
+
+
+def _discard(folder: Path) -> None:
+    """Remove what a run leaves that has saved nothing; strangers' files, and then the folder, stay."""
+    with contextlib.suppress(OSError):
+        for name in (jobs.JOB, jobs.LOG, LOG):
+            files.remove_file(folder / name)
+        folder.rmdir()
 
 
 def _start_job(folder: Path, settings: Settings, images: Images, valid: Images, resume: bool) -> jobs.Job:

@@ -42,6 +42,8 @@ order that varies; what is computed for a row does not depend on it. Memory: 4 d
 and 4 d + 4 bytes a codeword. Nothing grows with rows times codewords.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import contextlib
@@ -62,12 +64,14 @@ PROGRAMS = 2112
 
 
 class Shape(NamedTuple):
-    """How the first scan is compiled: rows a program, warps, stages, most columns of one product."""
+    """How the first scan is compiled: rows a program, warps, stages, most columns of one product; and into how many shares it (and the
+    second) cuts the codewords, 0 for as many as fill the GPU."""
 
     rows: int = 128
     warps: int = 4
     stages: int = 3
     columns: int = 256
+    splits: int = 0
 
 
 class Counts(NamedTuple):
@@ -130,8 +134,8 @@ def prepare(codebook: Tensor) -> Book:
     columns = min(64, width)
     screen.centre_kernel[(1,)](codebook, book.centre, book.scale, k, d, SAMPLE=screen.SAMPLE, COLUMNS=16, num_warps=8)
     screen.codebook_kernel[(padded // screen.BOOK_ROWS.value,)](
-        codebook, book.centre, book.scale, book.parts, book.half, book.bounds, book.flag, k, d, width, padded, tiles, gamma, grain,
-        TILE=screen.TILE, GROUP=screen.GROUP, ROWS=screen.BOOK_ROWS, COLUMNS=columns)
+        codebook, book.centre, book.scale, book.parts, book.half, book.bounds, book.flag, k, d, padded, tiles, gamma, grain,
+        WIDTH=width, TILE=screen.TILE, GROUP=screen.GROUP, ROWS=screen.BOOK_ROWS, COLUMNS=columns)
     return book
 
 
@@ -149,24 +153,40 @@ def _block(x: Tensor, book: Book, indices: Tensor, distances: Tensor, shape: Sha
     if k <= FEW:
         _full(x, book, None, seen[2:], indices, distances)
         return Counts(seen[:1], seen[2:])
-    parts = x.new_empty(2, n, book.width, dtype=torch.float16)
-    stats = x.new_empty(screen.STATS, n)
-    rho = (d + 64) * 2.0**-54
-    screen.rows_kernel[(triton.cdiv(n, 16),)](x, book.centre, book.scale, parts, stats, n, d, book.width, _factors(book.width)[1], rho,
-                                              ROWS=16, COLUMNS=min(64, book.width))
+    parts, stats = split(x, book)
     listed = x.new_empty(2, n, dtype=torch.int32)
-    tiles = book.bounds.shape[1]
-    rows = min(shape.rows, max(16, triton.next_power_of_2(n)))
-    first = _share(tiles, triton.cdiv(2 * PROGRAMS // 16, triton.cdiv(n, rows)))
-    for second, splits in ((False, first), (True, _share(tiles, max(8, min(64, (1 << 19) // n))))):
+    shape = shape._replace(rows=min(shape.rows, max(16, triton.next_power_of_2(n))))
+    for second in (False, True):
+        splits = shares(n, book, shape, second)
         source, count = (listed[0], seen[:1]) if second else (everyone, seen[2:])
-        found = _scan(x, book, parts, stats, source, count, splits, second, shape._replace(rows=rows))
+        found = scan(book, parts, stats, source, count, splits, second, shape)
         settle.settle_kernel[(min(n, PROGRAMS * 4),)](
             x, book.codebook, stats, *found, book.flag, source, count, indices, distances, listed[int(second)], seen[int(second):],
-            n, k, d, splits, 2 * rho, GROUP=screen.GROUP, SLOTS=8 * splits, SPLITS=splits, LISTED=second, num_warps=1,
+            n, k, d, splits, 2 * _rho(d), GROUP=screen.GROUP, SLOTS=8 * splits, SPLITS=splits, LISTED=second, num_warps=1,
             enable_fp_fusion=False)
     _full(x, book, listed[1], seen[1:2], indices, distances)
     return Counts(seen[:1], seen[1:2])
+
+
+def split(x: Tensor, book: Book) -> tuple[Tensor, Tensor]:
+    """The float16 parts (2, n, width) of rows x, and what is known of each row: stats (STATS, n)."""
+    n, d = x.shape
+    parts, stats = x.new_empty(2, n, book.width, dtype=torch.float16), x.new_empty(screen.STATS, n)
+    screen.rows_kernel[(triton.cdiv(n, 16),)](x, book.centre, book.scale, parts, stats, n, d, _factors(book.width)[1], _rho(d),
+                                              WIDTH=book.width, ROWS=16, COLUMNS=min(64, book.width))
+    return parts, stats
+
+
+def _rho(d: int) -> float:
+    return (d + 64) * 2.0**-54
+
+
+def shares(n: int, book: Book, shape: Shape, second: bool) -> int:
+    """Into how many shares the tiles are cut: in the first scan to fill the GPU where rows are few, in the second so that each has its own
+    kept groups too, at most 64 MiB of them."""
+    tiles = book.bounds.shape[1]
+    wanted = max(4, (1 << 19) // n) if second else triton.cdiv(2 * PROGRAMS // 16, triton.cdiv(n, shape.rows))
+    return _share(tiles, shape.splits or wanted)
 
 
 def _share(tiles: int, wanted: int) -> int:
@@ -174,18 +194,19 @@ def _share(tiles: int, wanted: int) -> int:
     return min(64, triton.next_power_of_2(max(1, wanted)), 1 << (tiles.bit_length() - 1))
 
 
-def _scan(x: Tensor, book: Book, parts: Tensor, stats: Tensor, listed: Tensor, count: Tensor, splits: int, second: bool,
-          shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, tiles, padded = len(x), book.bounds.shape[1], len(book.half)
-    value, group = x.new_empty(n, splits, 8), x.new_empty(n, splits, 8, dtype=torch.int32)
-    floor, loose = x.new_empty(n, splits), x.new_empty(n, splits)
-    rows, warps, stages, columns = Shape(min(shape.rows, 64), 4, 2, 64) if second else shape
-    chunk = min(book.width, columns if x.is_cuda and _roomy(x.device) else 128)
+def scan(book: Book, parts: Tensor, stats: Tensor, listed: Tensor, count: Tensor, splits: int, second: bool,
+         shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """value and group (n, splits, 8), floor and loose (n, splits) of ``scan_kernel``."""
+    n, tiles, padded = parts.shape[1], book.bounds.shape[1], len(book.half)
+    value, group = stats.new_empty(n, splits, 8), stats.new_empty(n, splits, 8, dtype=torch.int32)
+    floor, loose = stats.new_empty(n, splits), stats.new_empty(n, splits)
+    rows, warps, stages, columns, _ = Shape(min(shape.rows, 64), 4, 2, 64) if second else shape
+    chunk = min(book.width, columns if stats.is_cuda and _roomy(stats.device) else 128)
     chunk = chunk if book.width % chunk == 0 else 64
     screen.scan_kernel[(triton.cdiv(n, rows), splits)](
-        parts, stats, book.parts, book.half, book.bounds, listed, count, value, group, floor, loose, n, book.width, padded, tiles,
+        parts, stats, book.parts, book.half, book.bounds, listed, count, value, group, floor, loose, n, padded, tiles,
         triton.cdiv(tiles, splits), splits, TILE=screen.TILE, ROWS=rows, CHUNK=chunk, CHUNKS=book.width // chunk, SECOND=second,
-        num_warps=warps, num_stages=stages)
+        num_warps=warps, num_stages=min(stages, 2 if chunk > 128 else 4))
     return value, group, floor, loose
 
 

@@ -2,6 +2,8 @@
 letters and the bound.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
@@ -50,7 +52,7 @@ def sampled(codebook, k, d, g, columns, SAMPLE: tl.constexpr):
     return tl.where(tl.abs(values) < float("inf"), values, 0.0).to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "d"])
 def centre_kernel(codebook, centre, scale, k, d, SAMPLE: tl.constexpr, COLUMNS: tl.constexpr):
     """centre (d,): entry-wise median of three means of codewords; scale: the exponent that brings the median of their three largest
     differences from it into [8, 16)."""
@@ -86,8 +88,8 @@ def upper(value):
     return tl.minimum(value * 1.0001 + 1e-37, 3e38).to(tl.float32)
 
 
-@triton.jit
-def rows_kernel(x, centre, scale, parts, stats, n, d, width, grain, rho, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "d"])
+def rows_kernel(x, centre, scale, parts, stats, n, d, grain, rho, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """parts float16 (2, n, width) and stats float32 (STATS, n) of rows x (n, d)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n
@@ -109,7 +111,7 @@ def rows_kernel(x, centre, scale, parts, stats, n, d, width, grain, rho, ROWS: t
     norm = tl.zeros((ROWS,), tl.float64)
     left = tl.zeros((ROWS,), tl.float64)
     least = tl.zeros((ROWS,), tl.float64)
-    for start in range(0, width, COLUMNS):
+    for start in range(0, WIDTH, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         here = inside[:, None] & (columns < d)[None, :]
         value = tl.load(x + row[:, None] * d + columns[None, :], mask=here, other=0.0).to(tl.float64)
@@ -119,10 +121,10 @@ def rows_kernel(x, centre, scale, parts, stats, n, d, width, grain, rho, ROWS: t
         norm += tl.sum(value * value, axis=1)
         left += tl.sum(rest * rest, axis=1)
         least += tl.sum(last * last, axis=1)
-        place = row[:, None] * width + columns[None, :]
-        keep = inside[:, None] & (columns < width)[None, :]
+        place = row[:, None] * WIDTH + columns[None, :]
+        keep = inside[:, None] & (columns < WIDTH)[None, :]
         tl.store(parts + place, first, mask=keep)
-        tl.store(parts + place + wide(n) * width, second, mask=keep)
+        tl.store(parts + place + wide(n) * WIDTH, second, mask=keep)
     unit = power(e - f)
     left, least = tl.sqrt(left), tl.sqrt(least)
     tl.store(stats + row, tl.where(finite == 1, upper(tl.maximum(tl.sqrt(norm) + left, 8.0)), float("nan")), mask=inside)
@@ -133,9 +135,9 @@ def rows_kernel(x, centre, scale, parts, stats, n, d, width, grain, rho, ROWS: t
     tl.store(stats + 5 * n + row, unsure.to(tl.float32), mask=inside)
 
 
-@triton.jit
-def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, width, padded, tiles, gamma, grain,
-                    TILE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=["k", "d", "padded", "tiles"])
+def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, padded, tiles, gamma, grain,
+                    WIDTH: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """parts float16 (2, padded, width) and half float32 (padded,), codewords of a tile in the order that gives a thread of a matrix
     instruction whole groups; bounds float32 (BOUNDS, tiles), zero before; flag 1 where the codebook has a NaN."""
     code = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -150,7 +152,7 @@ def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, wi
     left = tl.zeros((ROWS,), tl.float64)
     least = tl.zeros((ROWS,), tl.float64)
     nan = tl.full((), 0, tl.int32)
-    for start in range(0, width, COLUMNS):
+    for start in range(0, WIDTH, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         here = inside[:, None] & (columns < d)[None, :]
         value = tl.load(codebook + code[:, None] * d + columns[None, :], mask=here, other=0.0)
@@ -162,10 +164,10 @@ def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, wi
         norm += tl.sum(value * value, axis=1)
         left += tl.sum(rest * rest, axis=1)
         least += tl.sum(last * last, axis=1)
-        at = place[:, None] * width + columns[None, :]
-        keep = (columns < width)[None, :] & (code < padded)[:, None]
+        at = place[:, None] * WIDTH + columns[None, :]
+        keep = (columns < WIDTH)[None, :] & (code < padded)[:, None]
         tl.store(parts + at, first, mask=keep)
-        tl.store(parts + at + wide(padded) * width, second, mask=keep)
+        tl.store(parts + at + wide(padded) * WIDTH, second, mask=keep)
     real = inside & (finite == 1)
     far = norm > 1e24
     tl.store(half + place, tl.where(real, tl.minimum(norm / 2, 1e24).to(tl.float32), float("inf")), mask=code < padded)
@@ -176,12 +178,12 @@ def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, wi
     tl.atomic_max(bounds + tile, upper(tl.max(tl.where(far & real, 3e38, length), axis=0)))
     tl.atomic_max(bounds + tiles + tile, upper(tl.max(first_q, axis=0)))
     tl.atomic_max(bounds + 2 * tiles + tile, upper(tl.max(second_q, axis=0)))
-    tl.atomic_max(bounds + 3 * tiles + tile, upper(tl.max(norm, axis=0) * 2.5e-7))
+    tl.atomic_max(bounds + 3 * tiles + tile, upper(tl.max(norm * 2.5e-7, axis=0)))
     tl.atomic_max(flag, nan)
 
 
-@triton.jit
-def scan_kernel(parts, stats, books, half, bounds, listed, count, value, group, floor, loose, n, width, padded, tiles, each, splits,
+@triton.jit(do_not_specialize=["n", "padded", "tiles", "each", "splits"])
+def scan_kernel(parts, stats, books, half, bounds, listed, count, value, group, floor, loose, n, padded, tiles, each, splits,
                 TILE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, SECOND: tl.constexpr):
     """For a block of rows and a share of the tiles: the two groups of largest upper bound in each of the four lanes (value, group:
     (rows, splits, 8)), the largest lower bound and the largest upper bound that was not kept (floor, loose: (rows, splits))."""
@@ -196,12 +198,13 @@ def scan_kernel(parts, stats, books, half, bounds, listed, count, value, group, 
     p = tl.load(stats + (2 if SECOND else 1) * n + row)
     unit = tl.load(stats + 3 * n + row)
 
+    WIDTH: tl.constexpr = CHUNK * CHUNKS
     columns = tl.arange(0, CHUNK)
     codes = tl.arange(0, TILE)
-    own = parts + row.to(tl.int64)[:, None] * width + columns[None, :]
-    theirs = books + codes[None, :] * width + columns[:, None]
-    own_rest = wide(n) * width
-    their_rest = wide(padded) * width
+    own = parts + row.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    theirs = books + codes[None, :] * WIDTH + columns[:, None]
+    own_rest = wide(n) * WIDTH
+    their_rest = wide(padded) * WIDTH
     if CHUNKS == 1:
         a = tl.load(own)
         if SECOND:
@@ -214,7 +217,11 @@ def scan_kernel(parts, stats, books, half, bounds, listed, count, value, group, 
     best_at = tl.zeros((ROWS, 4), tl.int32)
     second_at = tl.zeros((ROWS, 4), tl.int32)
     for tile in range(split * each, tl.minimum((split + 1) * each, tiles)):
-        b_at = theirs + wide(tile) * TILE * width
+        h = tl.load(half + tile * TILE + codes)  # asked for early: what the products take hides the latency
+        c_most = tl.load(bounds + tile)
+        q_most = tl.load(bounds + (2 if SECOND else 1) * tiles + tile)
+        w_most = tl.load(bounds + 3 * tiles + tile)
+        b_at = theirs + wide(tile) * TILE * WIDTH
         if CHUNKS == 1:
             b = tl.load(b_at)
             if SECOND:  # small products first
@@ -238,11 +245,9 @@ def scan_kernel(parts, stats, books, half, bounds, listed, count, value, group, 
                     scores = tl.dot(a, b_rest, scores)
             for chunk in range(CHUNKS):
                 scores = tl.dot(tl.load(own + chunk * CHUNK), tl.load(b_at + chunk * CHUNK), scores)
-        h = tl.load(half + tile * TILE + codes)
         scores = scores - unit[:, None] * h[None, :]
         top = tl.max(tl.max(tl.reshape(scores, (ROWS, TILE // 8, 4, 2)), axis=3), axis=1)
-        error = p * tl.load(bounds + tile) + norm * tl.load(bounds + (2 if SECOND else 1) * tiles + tile)
-        error = tl.minimum(error + unit * tl.load(bounds + 3 * tiles + tile), 3e38)[:, None]
+        error = tl.minimum(p * c_most + norm * q_most + unit * w_most, 3e38)[:, None]
         reach = top + error
         lowest = tl.maximum(lowest, top - error)
         third = tl.maximum(third, tl.minimum(second, reach))

@@ -5,6 +5,8 @@ a label grows with its rows (about 10 ns a row where one label has them all); fo
 tens of rows, the sum runs at the speed of memory.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch
@@ -17,7 +19,7 @@ from codeword.ops.triton.nearest import device_of
 COLUMNS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["d"])
 def segment_kernel(x, weights, order, starts, sums, counts, out, d, WEIGHTED: tl.constexpr, ADD: tl.constexpr, COLUMNS: tl.constexpr):
     """One label, some columns. ADD: on top of sums and counts (float64); else out (float32) gets the sum."""
     label = tl.program_id(0).to(tl.int64)

@@ -3,6 +3,8 @@
 These kernels are compiled without fused multiply-add: the square of a difference is rounded before it is added.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
@@ -22,7 +24,7 @@ def fold(lanes, ROWS: tl.constexpr):
     return tl.sum(twos, axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "d", "splits"])
 def settle_kernel(x, codebook, stats, value, group, floor, loose, flag, listed, count, indices, distances, again, again_count,
                   n, k, d, splits, rho, GROUP: tl.constexpr, SLOTS: tl.constexpr, SPLITS: tl.constexpr, LISTED: tl.constexpr):
     """The nearest codeword of each row whose candidates are all among the kept groups; the other rows are appended to ``again``."""
@@ -51,7 +53,7 @@ def settle_kernel(x, codebook, stats, value, group, floor, loose, flag, listed, 
             code = now * GROUP + tl.arange(0, GROUP)
             theirs = codebook + code.to(tl.int64)[:, None] * d
             sums = tl.zeros((GROUP, 8), tl.float64)
-            for j in range(0, d, 8):
+            for j in tl.range(0, d, 8, loop_unroll_factor=4):
                 column = j + lanes
                 value_x = tl.load(mine + column, mask=column < d, other=0.0).to(tl.float64)
                 value_c = tl.load(theirs + column[None, :], mask=(code < k)[:, None] & (column < d)[None, :], other=0.0).to(tl.float64)
@@ -68,7 +70,7 @@ def settle_kernel(x, codebook, stats, value, group, floor, loose, flag, listed, 
         tl.store(distances + row, tl.where(bad, float("nan"), least).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "d", "each", "splits"])
 def exact_kernel(x, codebook, listed, count, best, best_at, k, d, each, splits, LISTED: tl.constexpr, ROWS: tl.constexpr,
                  CODES: tl.constexpr):
     """Least distance and lowest index of it, for each listed row and share of the codewords; NaN for rows that are not finite."""
