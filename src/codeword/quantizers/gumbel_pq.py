@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError
-from codeword.parts import arrays, gradients, losses, random, slices, soft
+from codeword.parts import arrays, losses, random, slices, soft
 from codeword.parts.codebook import histogram, usage_of
 from codeword.parts.upkeep import all_sum
 from codeword.quantizer import Quantized, Quantizer, Report
@@ -135,7 +135,7 @@ class GumbelPQ(Quantizer):
             seed = torch.randint(1 << 62, ())
             nearest = soft.sample(near, far, seed)
         path = soft.lookup(near, far, nearest, seed=seed) / scale
-        return nearest, gradients.gather(book.detach(), nearest) + (path - path.detach())
+        return nearest, ops.gather(book.detach(), nearest) + (path - path.detach())
 
     @torch.no_grad()
     def _revive(self, m: int) -> list[int]:

@@ -163,7 +163,7 @@ class MultiScale(Quantizer):
         for s, grid in enumerate(self.grids):
             tokens = self._shrunk(left, s)
             indices = ops.nearest(tokens, self.codebook).indices
-            grown = self._grown(gradients.gather(self.codebook, indices).reshape(len(rows), *grid, self.channels), s)
+            grown = self._grown(ops.gather(self.codebook, indices).reshape(len(rows), *grid, self.channels), s)
             left = left - grown.detach()
             found.append((indices.reshape(len(rows), grid[0] * grid[1]), grown, tokens))
         return found
