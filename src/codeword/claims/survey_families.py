@@ -1,4 +1,4 @@
-"""Checks of survey_taxonomy for sign codes, composed codes and graph tokens: laws first, then what the survey's card expects of small runs."""
+"""Checks of survey_taxonomy for sign codes, composed codes and graph tokens: laws first, then what is expected of small runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from codeword.claims import autoencoder
 from codeword.claims.record import Check, Rule, Setting

@@ -105,8 +105,8 @@ AT_MOST_ONE = Rule(high=1.0)
 
 CLAIM = Claim(
     name="survey_taxonomy",
-    sentence="Eight families of discrete tokenizers (VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, GART) share one interface and their defining laws hold "
-             "exactly; at equal bits OPQ and RVQ lose less than PQ, a beam less than greedy RVQ, and AQ less than that.",
+    sentence="Eight families of discrete tokenizers (VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, GART) share one interface and their defining laws "
+             "hold exactly; at equal bits OPQ and RVQ lose less than PQ, a beam less than greedy RVQ, and AQ less than that.",
     checks=(
         Check("fsq_round_trip", "identity", "codes of five level lists that do not survive decode and encode",
               Rule(0.0, 0.0), fsq_round_trip, seeds=1, needs_data=False),
