@@ -244,7 +244,7 @@ def report(tokenizer: TokenizerArgument, source: ImagesArgument,
 
 def _evaluation_lines(numbers: dict[str, Any]) -> dict[str, str]:
     from codeword.tokenizers.evaluate import MEANING
-    return {line.title: line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
+    return {line.name(numbers): line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
 
 
 def _tokenizer(path: Path) -> ImageTokenizer:
