@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from codeword import ops
+from codeword.errors import ShapeError
 from codeword.ops import functions
 
 from .conftest import pairs
@@ -26,6 +27,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "rotate": (functions._rotate, (grad, signs_for(8), False)),
         "segment_sum": (functions._segment_sum, (x, torch.tensor([0, 1, 0, 2, 2, 0]), 3, torch.rand(6))),
         "segment_sum without weights": (functions._segment_sum, (x, torch.tensor([0, 1, 0, 2, 2, 0]), 3, None)),
+        "gather": (functions._gather, (codebook.clone().requires_grad_(), torch.tensor([4, 0, 4, 1]))),
         "pack": (functions._pack, (torch.tensor([[1, 2], [7, 31]]), WIDTHS)),
         "unpack": (functions._unpack, (torch.tensor([9, 200], dtype=torch.uint8), WIDTHS, 2, torch.int32)),
     }
@@ -57,6 +59,22 @@ def test_gradients() -> None:
         step = 0.5 * torch.randn(6, 16)
         change = ((forward(x + step) - forward(x)) * weight).sum()  # linear: exact for any step
         torch.testing.assert_close((a.grad * step).sum(), change, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_gather() -> None:
+    """Sums of float64 in the order of the rows, so that many small gradients beside a large one are not lost."""
+    codebook, indices = torch.randn(5, 3), torch.tensor([4, 1, 4, 4, 0])
+    book = codebook.clone().requires_grad_()
+    chosen = ops.gather(book, indices)
+    assert torch.equal(chosen, codebook[indices])
+    grad = torch.randn(5, 3)
+    grad[0], grad[2:4] = 1e8, torch.tensor([[1.0], [-1.0]])
+    chosen.backward(grad)
+    assert book.grad is not None
+    want = torch.zeros(5, 3, dtype=torch.float64).index_add_(0, indices, grad.double()).float()
+    assert torch.equal(book.grad, want) and book.grad[2].eq(0).all()
+    with pytest.raises(ShapeError, match="gather got"):
+        ops.gather(codebook, indices[None])
 
 
 def test_gradient_of_odd_width() -> None:

@@ -52,12 +52,12 @@ def two_clusters(n: int, k: int, d: int, spread: float) -> tuple[Tensor, Tensor]
 
 
 def test_each_way_is_taken() -> None:
-    second, full = check(*pairs("gaussian", 20, 1000, 12), Shape(splits=1))
-    assert second <= 4 and full == 0
-    second, full = check(*two_clusters(12, 1000, 16, 3e-2), Shape(splits=1))
-    assert second > 8 and full < second, "float16 cannot tell these apart, two parts of float16 can"
-    second, full = check(*two_clusters(12, 1000, 16, 1e-6), Shape(splits=1))
-    assert full == 12, "only float64 can"
+    second, full = check(*pairs("gaussian", 9, 1000, 12), Shape(splits=1))
+    assert second <= 3 and full == 0
+    second, full = check(*two_clusters(7, 1000, 16, 3e-2), Shape(splits=1))
+    assert second > 4 and full < second, "float16 cannot tell these apart, two parts of float16 can"
+    second, full = check(*two_clusters(3, 1000, 16, 1e-6), Shape(splits=1))
+    assert full == 3, "only float64 can"
     x, codebook = pairs("gaussian", 3, 520, 9)
     assert check(x, codebook[:1].expand(520, 9).contiguous(), Shape(splits=1)) == (3, 3)
     x[1] *= 1e20
@@ -69,7 +69,7 @@ def test_near_ties() -> None:
     g = torch.Generator().manual_seed(3)
     base = torch.randn(1, 48, generator=g)
     codebook = base + torch.randint(-2, 3, (400, 48), generator=g) * 2.0**-22
-    x = base + torch.randn(10, 48, generator=g) * 1e-3
+    x = base + torch.randn(4, 48, generator=g) * 1e-3
     for columns in (48, 7):
         check(x[:, :columns].contiguous(), codebook[:, :columns].contiguous(), Shape(splits=1))
     codebook = torch.cat((torch.randn(300, 48, generator=g), codebook))

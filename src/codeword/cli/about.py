@@ -11,8 +11,8 @@ import typer
 
 from codeword.cli.show import Json, count, emit, note, pairs, table
 
-EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "bench": ("faiss", "rabitqlib"),
-          "fuzz": ("atheris",)}
+EXTRAS = {"report": ("matplotlib",), "data": ("pyarrow",), "media": ("PIL",), "hf": ("transformers",), "gpu": ("triton",),
+          "bench": ("faiss", "rabitqlib"), "fuzz": ("atheris",)}
 """Modules behind each optional extra."""
 
 
@@ -32,11 +32,15 @@ def doctor(as_json: Json = False) -> None:
     info = getattr(ops, "native_info", None)
     check = getattr(ops, "self_check", None)
     failures = _failures(check()) if check is not None else {}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    forced = os.environ.get("CODEWORD_OPS", "")
     summary: dict[str, Any] = {
         "codeword": codeword.__version__, "python": platform.python_version(), "platform": platform.platform(),
         "torch": torch.__version__, "numpy": _version("numpy"), "safetensors": _version("safetensors"),
-        "cpu": _cpu(), "cores": os.cpu_count(), "threads": ops.num_threads(), "ops": ops.choices(), "ops_available": list(ops.available()),
-        "native": dict(info()) if info is not None else {}, "CODEWORD_OPS": os.environ.get("CODEWORD_OPS", ""),
+        "cpu": _cpu(), "cores": os.cpu_count(), "threads": ops.num_threads(), "ops_available": list(ops.available()),
+        "ops": {} if gpu and forced == "triton" else ops.choices(), "gpu": gpu,
+        "ops_gpu": ops.choices("cuda") if gpu and forced != "native" else {},
+        "native": dict(info()) if info is not None else {}, "CODEWORD_OPS": forced,
         "self_check": failures, "extras": {name: _present(modules) for name, modules in EXTRAS.items()},
     }
 
@@ -46,6 +50,7 @@ def doctor(as_json: Json = False) -> None:
                "numpy": summary["numpy"], "safetensors": summary["safetensors"],
                "cpu": f"{summary['cpu']['model']} ({' '.join(summary['cpu']['flags']) or 'no vector flags found'})",
                **({"native": "; ".join(f"{key} {_words(value)}" for key, value in summary["native"].items())} if summary["native"] else {}),
+               **({"gpu": f"{gpu}, {_kernels(summary['ops_gpu'])}"} if gpu else {}),
                "extras": ", ".join(f"{name} {'yes' if present else 'no'}" for name, present in summary["extras"].items())})
         print()
         agrees = "agrees" if check is not None else "-"
@@ -89,6 +94,12 @@ def _failures(result: Any) -> dict[str, str]:
     """Operations whose check failed, whatever way ``ops.self_check`` tells it: {op: passed} or {op: message or None}."""
     return {op: "differs" if value is False else str(value)
             for op, value in dict(result).items() if value is not True and value not in (None, "")}
+
+
+def _kernels(choices: dict[str, str]) -> str:
+    """Which operations have kernels of their own there."""
+    own = [op for op, which in choices.items() if which == "triton"]
+    return f"Triton runs {', '.join(own)}; torch the rest" if own else "torch runs everything"
 
 
 def _words(value: Any) -> str:

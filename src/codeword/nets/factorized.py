@@ -1,14 +1,14 @@
-"""The heads of FQGAN (Bai et al. 2024): one encoder, a head of its own for each of several codebooks, and a teacher for some of them.
+"""The heads of FQGAN (Bai et al. 2024): one encoder, an adapter for each of several codebooks, and a representation head for some.
 
     adapter m   features of the shared encoder -> latents x^m (b, dim / M, h, w); concatenated they are what ``FactorizedVQ`` slices
                 "conv": residual blocks, norm, SiLU, 3 x 3 convolution
                 "transformer": norm, positions, blocks over all places, norm, then the same convolution (the published one, six deep)
-    teacher     f = the class token of [class, mlp(q^m) + positions] after a small transformer, g = frozen features of the same image;
+    head        f = the class token of [class, mlp(q^m) + positions] after a small transformer, g = frozen features of the same image;
                 weight * InfoNCE(f, g) (``parts/alignment``), on the quantized slice, so that its gradient goes through the codes into the
                 adapter and the encoder
 
-Published targets are CLIP and DINO features. What the caller passes here is the caller's choice; the library's own claim uses
-features-cifar10 (``nets/features.py``), a network trained with labels on the same images, and says so.
+Published targets are CLIP and DINO features. Here the caller passes the features; ``FeatureNet.pooled`` (``nets/features.py``) is at hand,
+a substitute that was trained with labels and is to be named where numbers are shown.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TransformerAdapter(nn.Module):
         return self.tail(to_grid(tokens, self.grid))
 
 
-class Teacher(nn.Module):
+class RepresentationHead(nn.Module):
     """dim: width of what the quantizer returns; part: which of ``num_codebooks`` slices learns; target_dim: width of the frozen features;
     grid: places a side; width, depth, heads: of the head, which only training needs; weight, temperature: of the loss (0.5 and 1 as
     published, which is weak: about log b - 1 at best)."""
@@ -95,9 +95,9 @@ class Teacher(nn.Module):
                  heads: int = 4, weight: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__()
         if min(dim, target_dim, grid, num_codebooks) < 1 or dim % num_codebooks or not 0 <= part < num_codebooks or not weight >= 0:
-            raise CodewordError(f"Teacher got dim={dim}, target_dim={target_dim}, grid={grid}, num_codebooks={num_codebooks}, part={part}, "
-                                f"weight={weight}; positive integers, codebooks that divide dim, one of their numbers and a weight of at "
-                                "least 0 are needed")
+            raise CodewordError(f"RepresentationHead got dim={dim}, target_dim={target_dim}, grid={grid}, num_codebooks={num_codebooks}, "
+                                f"part={part}, weight={weight}; positive integers, codebooks that divide dim, one of their numbers and a "
+                                "weight of at least 0 are needed")
         self.dim, self.target_dim, self.grid, self.weight, self.temperature = dim, target_dim, grid, weight, temperature
         self.each, self.part = dim // num_codebooks, part
         self.lift = nn.Sequential(linear(self.each, width), nn.GELU(), linear(width, width))
@@ -109,7 +109,7 @@ class Teacher(nn.Module):
     def predict(self, values: Tensor) -> Tensor:
         """Quantized latents (b, grid, grid, dim) -> (b, target_dim)."""
         if values.ndim != 4 or values.shape[1:] != (self.grid, self.grid, self.dim):
-            raise ShapeError(f"Teacher got {tuple(values.shape)}; (b, {self.grid}, {self.grid}, {self.dim}) is needed")
+            raise ShapeError(f"RepresentationHead got {tuple(values.shape)}; (b, {self.grid}, {self.grid}, {self.dim}) is needed")
         own = values[..., self.part * self.each:(self.part + 1) * self.each].flatten(1, 2)
         tokens = torch.cat((self.token.expand(len(own), -1, -1), self.lift(own) + self.positions), 1)
         return self.out(self.transformer(tokens)[:, 0])

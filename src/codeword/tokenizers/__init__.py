@@ -6,8 +6,7 @@ import importlib
 from typing import Any
 
 _NAMES = {"Tokens": "tokens", "Layout": "tokens", "TokenShards": "shards", "TokenWriter": "shards", "ImageTokenizer": "image",
-          "GraphTokenizer": "graph",
-          "Settings": "train", "train": "train", "evaluate": "evaluate"}
+          "DynamicTokenizer": "dynamic", "GraphTokenizer": "graph", "Settings": "train", "train": "train", "evaluate": "evaluate"}
 
 __all__ = sorted(_NAMES)
 

@@ -42,6 +42,8 @@ order that varies; what is computed for a row does not depend on it. Memory: 4 d
 and 4 d + 4 bytes a codeword. Nothing grows with rows times codewords.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import contextlib
@@ -204,7 +206,7 @@ def scan(book: Book, parts: Tensor, stats: Tensor, listed: Tensor, count: Tensor
     screen.scan_kernel[(triton.cdiv(n, rows), splits)](
         parts, stats, book.parts, book.half, book.bounds, listed, count, value, group, floor, loose, n, padded, tiles,
         triton.cdiv(tiles, splits), splits, TILE=screen.TILE, ROWS=rows, CHUNK=chunk, CHUNKS=book.width // chunk, SECOND=second,
-        num_warps=warps, num_stages=stages)
+        num_warps=warps, num_stages=min(stages, 2 if chunk > 128 else 4))
     return value, group, floor, loose
 
 

@@ -2,6 +2,8 @@
 letters and the bound.
 """
 
+# Kernels are a language of their own, launches take options of the compiler: neither has types that pyright could know.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import triton
@@ -176,7 +178,7 @@ def codebook_kernel(codebook, centre, scale, parts, half, bounds, flag, k, d, pa
     tl.atomic_max(bounds + tile, upper(tl.max(tl.where(far & real, 3e38, length), axis=0)))
     tl.atomic_max(bounds + tiles + tile, upper(tl.max(first_q, axis=0)))
     tl.atomic_max(bounds + 2 * tiles + tile, upper(tl.max(second_q, axis=0)))
-    tl.atomic_max(bounds + 3 * tiles + tile, upper(tl.max(norm, axis=0) * 2.5e-7))
+    tl.atomic_max(bounds + 3 * tiles + tile, upper(tl.max(norm * 2.5e-7, axis=0)))
     tl.atomic_max(flag, nan)
 
 
