@@ -102,5 +102,6 @@ CLAIM = Claim(
               error_over_one),
     ),
     notes="An autoencoder of sentence embeddings stands in for one of images. The published gain is not at equal bits, nor is "
-          "error_over_one; nothing in the paper promises one at equal bits. The generator (FAR) is not part of this claim.",
+          "error_over_one; nothing in the paper promises one at equal bits. After 500 steps the disentangling "
+          "loss of weight 0.1 has lowered the squared cosine in every run, by 30-50 % so far; a weight of 1 lowers it further. The generator (FAR) is not part of this claim.",
 )
