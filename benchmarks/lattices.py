@@ -2,8 +2,8 @@
 
     OMP_WAIT_POLICY=passive python benchmarks/lattices.py [--only lfq] [--repeats 7] [--out results/lattices.csv]
 
-Both sides get the same input (N, d), produce values, indices and their loss, and in training pass a gradient back to the input. Runs of both
-alternate in one process, best of ``repeats``; memory is measured in a process of its own for each side: the growth of its largest
+Both sides get the same input (N, d), produce values, indices and their loss, and in training pass a gradient back to the input. Runs of
+both alternate in one process, best of ``repeats``; memory is measured in a process of its own for each side: the growth of its largest
 resident size (VmHWM, on Linux) over one step, after a step on 16 rows. Rows of the file that are measured again are replaced.
 
 what                    layer and mode; "train": forward and backward of sum(values) + loss, "eval": forward without gradient
