@@ -4,7 +4,8 @@ An image falls into cells of ``cell`` x ``cell`` pixels. A router says for each 
 are wanted (1); ``fraction`` is the share of fine cells it aims at. All take (images, coarse, fine) and return ``Routed``: gates (b, h, w),
 exactly 0.0 or 1.0, and the scores they come from; ``fit(images)`` first, where there is something to learn from images.
 
-    FeatureRouter   learned with the network: d = W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]) is how much rather fine than coarse
+    FeatureRouter   learned with the network: d = W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]) is how much rather fine than coarse;
+                    it reads the latents and does not push them (the gradient of dice is noisy, and the encoder has better teachers)
                         training    s = sigmoid(d + L), L = ln u - ln(1 - u);  gate = [s > 1/2], with the gradient of s
                                     (the hard Gumbel-softmax of two choices, temperature 1: L is the difference of two Gumbel variables)
                         else        gate = [d > t]
@@ -98,7 +99,7 @@ class FeatureRouter(nn.Module):
             self.threshold += (total / count - self.threshold) * max(PACE, 1 / int(self.updates))
 
     def forward(self, images: Tensor, coarse: Tensor, fine: Tensor) -> Routed:
-        both = torch.cat((self.norm_coarse(coarse), F.avg_pool2d(self.norm_fine(fine), 2)), 1)
+        both = torch.cat((self.norm_coarse(coarse.detach()), F.avg_pool2d(self.norm_fine(fine.detach()), 2)), 1)
         rather_fine = self.choice(both).squeeze(1).float()                              # (b, h, w)
         if not self.training:
             return Routed((rather_fine > self.threshold).to(rather_fine.dtype), rather_fine.detach())

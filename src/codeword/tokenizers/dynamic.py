@@ -88,9 +88,10 @@ class DynamicTokenizer(nn.Module):
         self.cells = size // self.factor
         networks: dict[str, Any] = {"width": width, "blocks": blocks, "attention": attention}
         self.encoder = TwoGridEncoder(channels, made.dim, multipliers=multipliers, **networks)
-        self.router = make_router(router, dim=made.dim, cell=self.factor, cells=self.cells, fraction=self.fraction, seed=seed)
         self.quantizer = made
         self.decoder = PositionalDecoder(channels, made.dim, grid=2 * self.cells, multipliers=multipliers[:-1], **networks)
+        # Last, so that tokenizers with different routers start from the same encoder and decoder.
+        self.router = make_router(router, dim=made.dim, cell=self.factor, cells=self.cells, fraction=self.fraction, seed=seed)
         self.about: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ training
