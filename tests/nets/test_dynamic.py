@@ -196,8 +196,9 @@ def test_learned_router_threshold(g: torch.Generator):
 
 
 def test_budget_loss_values():
-    gates = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
-    assert float(budget_loss(gates, 0.5)) == pytest.approx(0.0625) and float(budget_loss(gates[:0], 0.5)) == 0
+    odds = torch.tensor([[[40.0, -40.0], [40.0, 40.0]]])
+    assert float(budget_loss(odds, 0.5)) == pytest.approx(0.0625) and float(budget_loss(odds[:0], 0.5)) == 0
+    assert float(budget_loss(torch.full((1, 2, 2), math.log(3)), 0.75)) == pytest.approx(0, abs=1e-12)
 
 
 # ---------------------------------------------------------------------- the tokenizer

@@ -3,7 +3,7 @@
     coarse (b, dim, h, w), fine (b, dim, 2h, 2w) = encoder(x);   g (b, h, w) in {0, 1} = router
     tokens: the coarse latents of cells with g = 0, the fine ones of cells with g = 1, all through one quantizer
     z^ = g fine^ + (1 - g) repeat2x2(coarse^),   x^ = decoder(z^ + positions)
-    loss = the quantizer's over those tokens + budget (mean g - fraction)^2        (the second where the router learns)
+    loss = the quantizer's over those tokens + budget (E mean g - fraction)^2      (the second where the router learns)
 
 The quantizer is any of the catalog: it sees one sequence of coarse and fine places with a mask, so that each coarse latent is one row
 of its losses, averages and usage. (The published code repeats it 2 x 2 first and weighs it by 1/4 in the loss, but not in the averages of
@@ -114,7 +114,7 @@ class DynamicTokenizer(nn.Module):
         loss, share = quantized.loss, gates.detach().sum() / max(1, gates.numel())
         stats = {**quantized.stats, "fine": share, "tokens": self.cells ** 2 * (1 + 3 * share)}
         if self.router.learned:
-            asked = budget_loss(gates, self.fraction)
+            asked = budget_loss(scores, self.fraction)
             loss, stats["budget"] = loss + self.budget * asked, asked.detach()
             stats["router"] = self.router.statistics(scores)  # type: ignore[operator]
         return DynamicReconstruction(values, quantized, loss, gates, stats)
