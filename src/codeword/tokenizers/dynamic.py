@@ -64,11 +64,11 @@ class DynamicReconstruction(NamedTuple):
 
 
 class DynamicTokenizer(nn.Module):
-    """quantizer: any without side information, or a spec string (then ``dim`` wide); router: "features" (learned), "entropy" or
+    """quantizer: any without side information, or a spec string (then ``dim`` wide); router: "entropy", "features" (learned) or
     "random"; fraction: share of fine cells it aims at; budget: weight of its loss; size: of the square images; width, multipliers, blocks,
     attention: of the networks, 2^(len(multipliers) - 1) pixels a side for a coarse token; seed: of the random router."""
 
-    def __init__(self, *, quantizer: Quantizer | str, router: str = "features", fraction: float = 0.5, budget: float = 10.0,
+    def __init__(self, *, quantizer: Quantizer | str, router: str = "entropy", fraction: float = 0.5, budget: float = 10.0,
                  channels: int = 3, size: int = 32, dim: int = 32, width: int = 32, multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 2),
                  blocks: int = 1, attention: bool = False, seed: int = 0) -> None:
         super().__init__()
