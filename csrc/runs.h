@@ -13,6 +13,7 @@ namespace codeword {
 // Threads that pay for a pass over so many bytes of codes (a byte counts once for every query that looks at it), of those allowed. Waking
 // a worker, or waiting for one that the system has put aside, takes tens of microseconds; 1.5 MB of codes take about 40.
 int paying_threads(int workers, double bytes);
+void set_thread_bytes(double bytes);  // what pays for a thread; 0: every thread is used, for tests
 
 // Bytes at a 64-byte boundary, not initialised.
 struct Scratch {

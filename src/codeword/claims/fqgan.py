@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,7 @@ def representation_gradient(setting: Setting) -> float:
     return float(reached[8:].mean() - reached[:8].mean())
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _trained(setting: Setting, weight: float) -> Outcome:
     quantizer = FactorizedVQ(dim=WIDTH, codebook_size=SIZE[setting.budget], disentangle=weight, iterations=5, seed=setting.seed)
     return trained(quantizer, setting, fitted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,7 @@ def _bridge(setting: Setting, dim: int) -> Arm:
     return lambda: net(raw), [raw, *net.parameters()]
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _outcome(setting: Setting, make: Callable[[Setting, int], Arm], *, annealed: bool = True) -> tuple[float, float]:
     """(usage of the training vectors, held-out error) of a codebook trained on vectors by the same steps, rate and schedule."""
     train, test = scaled(setting)

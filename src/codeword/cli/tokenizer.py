@@ -48,7 +48,7 @@ def train(source: ImagesArgument,
           quantizer: Annotated[str, typer.Option(help="Spec string, e.g. simvq, vq:learning=ema, fsq:grid=8x5x5x5.")] = "simvq",
           codebook_size: Annotated[int | None, typer.Option(help="Codewords; same as codebook_size= in the spec. [default: 16384]", min=1,
                                                             show_default=False)] = None,
-          network: Annotated[str, typer.Option(help="Encoder and decoder, e.g. conv:width=32.")] = "conv",
+          network: Annotated[str, typer.Option(help="Encoder and decoder: conv, vqgan or vit, with options.")] = "vqgan:width=16",
           dim: Annotated[int | None, typer.Option(help="Width of the latents. [default: 32; the length of the grid for fsq]", min=1,
                                                   show_default=False)] = None,
           image_size: Annotated[int | None, typer.Option("--size", help="Side of the training crops. [default: the images' own if all are "
@@ -244,7 +244,7 @@ def report(tokenizer: TokenizerArgument, source: ImagesArgument,
 
 def _evaluation_lines(numbers: dict[str, Any]) -> dict[str, str]:
     from codeword.tokenizers.evaluate import MEANING
-    return {line.title: line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
+    return {line.name(numbers): line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
 
 
 def _tokenizer(path: Path) -> ImageTokenizer:

@@ -84,7 +84,7 @@ def map_svg(codewords: np.ndarray, counts: np.ndarray) -> str:
 def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]], source: str) -> str:
     """The report as one HTML page that needs nothing but itself: what was measured, sheets of images, plots."""
     from codeword.tokenizers.evaluate import MEANING
-    numbers = "".join(f"<tr><td>{html.escape(line.title)}</td><td>{html.escape(line.show(found.numbers))}</td>"
+    numbers = "".join(f"<tr><td>{html.escape(line.name(found.numbers))}</td><td>{html.escape(line.show(found.numbers))}</td>"
                       f"<td>{html.escape(line.meaning)}</td></tr>" for line in MEANING if found.numbers.get(line.key) is not None)
     levels, about = tokenizer.quantizer.levels, tokenizer.about
     trained = f"{about['steps']:,} steps in {about['seconds'] / 60:.1f} minutes" if {"steps", "seconds"} <= about.keys() else "unknown"

@@ -36,6 +36,10 @@ class Line(NamedTuple):
     meaning: str
     scale: float = 1.0
 
+    def name(self, numbers: dict[str, Any]) -> str:
+        """The title; MS-SSIM's says over how many scales it is, since another number of them is another measure."""
+        return f"{self.title}, {numbers['ms_ssim_scales']} of 5 scales" if self.key == "ms_ssim" else self.title
+
     def show(self, numbers: dict[str, Any]) -> str:
         return self.form.format(self.scale * numbers[self.key])
 
@@ -44,7 +48,7 @@ MEANING = (
     Line("images", "images", "{:,.0f}", "held-out images that were encoded and decoded"),
     Line("psnr", "PSNR", "{:.2f} dB", "peak signal over error, mean over images; higher is better, about 30 dB looks clean"),
     Line("ssim", "SSIM", "{:.4f}", "structural similarity, 1 is equal"),
-    Line("ms_ssim", "MS-SSIM", "{:.4f}", "the same over as many halvings as these images have room for (five need sides of 176)"),
+    Line("ms_ssim", "MS-SSIM", "{:.4f}", "the same over several halvings, as many as these images have room for (five need sides of 176)"),
     Line("frechet", "Frechet distance", "{:.2f}",
          "between features-cifar10 of originals and reconstructions (a small network of this library: no published FID is comparable), "
          "0 is equal; few images raise it"),

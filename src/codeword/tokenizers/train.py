@@ -57,7 +57,7 @@ class Settings:
     ``gan_start``: share of the run before it joins; ``ema``: decay of the averaged weights, 0 for none."""
 
     quantizer: str = "simvq:codebook_size=16384"
-    network: str = "conv"
+    network: str = "vqgan:width=16"
     size: int = 32
     channels: int = 3
     dim: int = 32
