@@ -172,7 +172,7 @@ CLAIM = Claim(
     ),
     notes="The relations here are network-free: codebooks of three kinds trained on sentence embeddings themselves, equal steps, rate and "
           "schedule. Utilisation inside a trained image tokenizer is "
-          "not part of them. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of the bridge's codewords, while free "
-          "codewords, which start apart though close together, reach 80 % with the same rate; the bridge's error is lower all the same, and "
+          "not part of them. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of the codewords, while free "
+          "codewords, which start apart though close together, reach 80 % with the same rate; the error is lower all the same, and "
           "annealing changes nothing. BridgeVQ.fit itself starts its codewords apart.",
 )
