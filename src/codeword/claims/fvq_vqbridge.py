@@ -171,5 +171,8 @@ CLAIM = Claim(
               "over 2.61)", Rule(high=1.0), annealing),
     ),
     notes="The relations here are network-free: codebooks of three kinds trained on sentence embeddings themselves, equal steps, rate and "
-          "schedule. Utilisation inside a trained image tokenizer is not part of them.",
+          "schedule. Utilisation inside a trained image tokenizer is "
+          "not part of them. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of the codewords, while free "
+          "codewords, which start apart though close together, reach 80 % with the same rate; the error is lower all the same, and "
+          "annealing changes nothing. BridgeVQ.fit itself starts its codewords apart.",
 )
