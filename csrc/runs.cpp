@@ -74,6 +74,7 @@ void run_lut_scan(const LutBlocks& blocks, const float* values, const Visit& vis
         const double fine = total / static_cast<double>(queries) / PART_BYTES;
         if (fine > static_cast<double>(parts)) parts = std::min(static_cast<int64_t>(fine), 8 * parts);
     }
+    if (parts > 1) visit.ready(0, queries);
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(blocks.books, blocks.size, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
@@ -93,6 +94,7 @@ void run_lut_scan(const LutBlocks& blocks, const float* values, const Visit& vis
     parallel(groups * parts, static_cast<int>(slots), [&](int64_t chunk, int slot) {
         const int64_t group = chunk / parts, part = chunk % parts, first = firsts[group];
         const int num = static_cast<int>(firsts[group + 1] - first);
+        if (parts == 1) visit.ready(first, num);
         LutQuery some[LUT_QUERIES];
         for (int i = 0; i < num; ++i) {
             const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
@@ -141,8 +143,7 @@ constexpr int64_t PIECE = 2048, HELD = 64;  // rows of a piece, pieces that may 
 constexpr int64_t FIRST = 64;               // rows of the first piece; they double up to PIECE while the k-th distance still falls fast
 
 struct Piece {
-    int64_t start, stop;
-    float coarse;
+    int64_t start, stop, span;
 };
 
 // One query's pieces on their way: looked at in any order, gone through in theirs.
@@ -168,12 +169,13 @@ bool split_scan(Collect collect, const Visit& visit, int workers, int64_t scratc
         for (int64_t p = q * visit.probes; p < (q + 1) * visit.probes; ++p)
             for (int64_t start = visit.spans[2 * p]; start < visit.spans[2 * p + 1];) {
                 const int64_t size = mine.size() < 5 ? FIRST << mine.size() : PIECE, stop = std::min(start + size, visit.spans[2 * p + 1]);
-                mine.push_back({start, stop, visit.coarse[p]});
+                mine.push_back({start, stop, p});
                 start = stop;
             }
         longest = std::max(longest, mine.size());
     }
     if (longest < 8) return false;
+    visit.ready(0, visit.queries);
     Scratch scratch(product(scratch_bytes, workers));
     std::unique_ptr<BitCandidate[]> found(new BitCandidate[static_cast<size_t>(PIECE * HELD)]);
     auto replay = CODEWORD_PICK(bit_replay);
@@ -225,7 +227,7 @@ void run_bit_scan(const BitBlocks& blocks, const BitQueries& all, const Visit& v
     };
     auto collect = [&, part = CODEWORD_PICK(bit_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, bool fresh,
                                                           BitCandidate* found) {
-        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, fresh, found);
+        return part(blocks, query_of(q), piece.start, piece.stop, visit.coarse[piece.span], worst, scratch, fresh, found);
     };
     if (queries < workers && split_scan(collect, visit, workers, scratch_bytes)) return;
     // Neighbours with the same spans read the codes together, as long as every worker has something to do.
@@ -239,6 +241,7 @@ void run_bit_scan(const BitBlocks& blocks, const BitQueries& all, const Visit& v
     parallel(tasks, workers, [&](int64_t task, int slot) {
         BitQuery together[BIT_SHARED];
         const int64_t q = firsts[static_cast<size_t>(task)], count = firsts[static_cast<size_t>(task) + 1] - q;
+        visit.ready(q, count);
         for (int64_t i = 0; i < count; ++i) together[i] = query_of(q + i);
         kernel(blocks, together, count, visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k,
                scratch.at + BIT_SHARED * scratch_bytes * slot, visit.distances + k * q, visit.rows + k * q);
@@ -254,14 +257,18 @@ void run_segment_scan(const SegmentBlocks& blocks, const SegmentQueries& all, co
     };
     auto collect = [&, part = CODEWORD_PICK(segment_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, bool fresh,
                                                               BitCandidate* found) {
-        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, fresh, found);
+        return part(blocks, query_of(q), piece.start, piece.stop, visit.coarse[piece.span], worst, scratch, fresh, found);
     };
     if (queries < workers && split_scan(collect, visit, workers, scratch_bytes)) return;
     Scratch scratch(product(scratch_bytes, std::min<int64_t>(workers, queries)));
     auto kernel = CODEWORD_PICK(segment_scan);
-    parallel(queries, workers, [&](int64_t q, int slot) {
-        kernel(blocks, query_of(q), visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k, scratch.at + scratch_bytes * slot,
-               visit.distances + k * q, visit.rows + k * q);
+    const int64_t each = std::min<int64_t>(16, std::max<int64_t>(1, queries / (4 * workers)));  // queries a task: they are made ready together
+    parallel((queries + each - 1) / each, workers, [&](int64_t task, int slot) {
+        const int64_t first = task * each, last = std::min(queries, first + each);
+        visit.ready(first, last - first);
+        for (int64_t q = first; q < last; ++q)
+            kernel(blocks, query_of(q), visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k, scratch.at + scratch_bytes * slot,
+                   visit.distances + k * q, visit.rows + k * q);
     });
 }
 

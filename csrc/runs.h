@@ -2,6 +2,7 @@
 // scan (an op of its own, or a search from query to hits) come here. The caller has released the interpreter.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "bit_scan/bit_scan.h"
@@ -32,6 +33,12 @@ struct Visit {
     int workers;
     float* distances;
     int64_t* rows;
+    // Where queries are not ready yet: makes count from first on ready, and their coarse, on the thread that is about to scan for them.
+    const std::function<void(int64_t first, int64_t count)>* prepare = nullptr;
+
+    void ready(int64_t first, int64_t count) const {
+        if (prepare) (*prepare)(first, count);
+    }
 };
 
 struct BitQueries {

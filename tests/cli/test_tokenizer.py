@@ -184,6 +184,8 @@ def test_wrong_partners_are_refused(cli: Any, here: Path) -> None:
     assert "--resume" in err
     _, err = cli("tokenizer", "train", "photos", *TRAIN, "--steps", 2, "--resume", "--learning-rate", 0.5, code=2)
     assert "config.learning_rate is 0.001 there and 0.5 here" in err
+    _, err = cli("tokenizer", "train", "photos/bars", *TRAIN, "--steps", 2, "--resume", code=2)
+    assert "inputs.images" in err
     os.rename("tok", "old")
     cli("tokenizer", "train", "photos", *TRAIN, "--steps", 3)
     _, err = cli("tokenizer", "decode", "tok", "tokens", "-o", "back", code=2)
@@ -200,7 +202,7 @@ def run_command(here: Path, *words: object, **options: Any) -> subprocess.Popen[
 
 def test_two_ranks_train_one_codebook(here: Path) -> None:
     done = run_command(here, "tokenizer", "train", "photos", *TRAIN, "--steps", 4, "--devices", 2, "--accelerator", "cpu", "--json")
-    out, err = done.communicate(timeout=120)
+    out, err = done.communicate(timeout=280)
     assert done.returncode == 0, err
     found = json.loads(out.splitlines()[-1])
     assert found["steps"] == 4 and out.count('"fingerprint"') == 1

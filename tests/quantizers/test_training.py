@@ -119,12 +119,12 @@ def test_averages_of_stages_go_to_the_means_of_what_is_left() -> None:
 
 
 def test_revival_of_one_stage_leaves_the_others_alone() -> None:
-    rvq = codeword.RVQ(dim=3, num_codebooks=2, codebook_size=4, beam=1, decay=0.5, revival=0.2).fit(normal(60, 3))
+    rvq = codeword.RVQ(dim=3, num_codebooks=2, codebook_size=4, beam=1, decay=0.5, revival=0.05).fit(normal(60, 3))
     with torch.no_grad():
         rvq.codebooks[1, 2] = 1e4
     before = rvq.codebooks.detach().clone()
-    reports = [rvq.update(rvq(normal(60, 3, seed))) for seed in range(4)]
-    assert [report.get("revived", {}).get("codebooks.1") for report in reports] == [None, None, [2], None]
+    reports = [rvq.update(rvq(normal(60, 3, seed))) for seed in range(6)]  # its share halves: 1/32 of what is expected after five
+    assert [report.get("revived") for report in reports] == [None] * 4 + [{"codebooks.1": [2]}, None]
     moved = (rvq.codebooks.detach() != before).any(2)
     assert bool(moved[1, 2]) and not bool(moved[0].any()) and float(rvq.codebooks.detach()[1, 2].abs().max()) < 10
 

@@ -169,6 +169,7 @@ def test_bfloat16_trains_and_keeps_tables_as_they_are(images: Any, tmp_path: Pat
 def test_rates(shape: str) -> None:
     rates = [schedule.rate(t, 1000, shape=shape, warmup=100) for t in range(1000)]
     assert rates[0] == 0.005 and rates[99] < 1 == rates[100] == rates[369] and all(a <= b for a, b in pairwise(rates[:101]))
+    assert schedule.rate(1, 20, shape=shape, warmup=100) == 0.5025 and schedule.rate(2, 20, shape=shape, warmup=100) == 1
     falling = rates[370:]
     assert all(a >= b for a, b in pairwise(falling)) and rates[-1] == pytest.approx(1 if shape == "constant" else 0.01, abs=2e-3)
 

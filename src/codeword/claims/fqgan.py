@@ -103,5 +103,7 @@ CLAIM = Claim(
               error_over_one),
     ),
     notes="An autoencoder of sentence embeddings stands in for one of images. The published gain is not at equal bits, nor is "
-          "error_over_one; nothing in the paper promises one at equal bits. The generator (FAR) is not part of this claim.",
+          "error_over_one; nothing in the paper promises one at equal bits. In the first "
+          "measurement the disentangling loss lowered the squared cosine to 0.58 of its value (three seeds), not surely to half. "
+          "The generator (FAR) is not part of this claim.",
 )

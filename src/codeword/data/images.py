@@ -44,6 +44,8 @@ MAX_ARRAY = 1 << 34
 """Most bytes that a compressed idx file may unfold to."""
 COLUMN_BYTES = 1 << 32
 """Encoded images of a Parquet file are held in memory up to here."""
+FEW_FILES = 16
+"""So many files are identified by what is in them."""
 LABELS = ("label", "labels", "class", "fine_label", "target", "y", "coarse_label")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 
@@ -88,15 +90,16 @@ class Images:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What stands for these images in a job's record: the files by name and size, and how many images they hold."""
+        """What stands for these images in a job's record: few files by their contents, many by names and sizes; and how many images
+        they hold."""
         import hashlib
-        digest, total = hashlib.sha256(), 0
-        for path in self.files:
-            size = path.stat().st_size
-            digest.update(f"{path.name}/{size}\n".encode())
-            total += size
-        return {"bytes": total, "channels": self.channels, "files": len(self.files), "images": len(self),
-                "listing_sha256": digest.hexdigest()}
+
+        from codeword.io import jobs
+        found: dict[str, Any] = {"channels": self.channels, "files": len(self.files), "images": len(self)}
+        if len(self.files) <= FEW_FILES:
+            return {**found, "contents": {path.name: jobs._identity(path) for path in self.files}}
+        listing = hashlib.sha256("".join(f"{path.name}/{path.stat().st_size}\n" for path in self.files).encode())
+        return {**found, "listing_sha256": listing.hexdigest()}
 
 
 def open_images(path: str | Path, *, channels: int | None = None) -> Images:

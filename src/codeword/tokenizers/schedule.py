@@ -1,7 +1,7 @@
 """Learning rate over a training run: warm-up, a plateau, annealing. (VQBridge, 2026, credits half of its gain to the last part: the
 encoder's drift dies out, and the codewords catch up with it.)
 
-    warm-up     linear from 0.005 to 1 over ``warmup`` steps
+    warm-up     linear from 0.005 to 1 over ``warmup`` steps, a tenth of the run at most
     plateau     1 until ``hold`` of the remaining steps is over
     annealing   linear or cosine down to ``floor``; "constant" has none
 """
@@ -14,7 +14,8 @@ SHAPES = ("linear", "cosine", "constant")
 
 
 def rate(step: int, total: int, *, shape: str = "linear", warmup: int = 100, hold: float = 0.3, floor: float = 0.01) -> float:
-    """Factor of the peak rate at ``step`` 0 .. total - 1."""
+    """Factor of the peak rate at ``step`` 0 .. total - 1. Warm-up takes at most a tenth of the run."""
+    warmup = min(warmup, total // 10)
     if step < warmup:
         return 0.005 + 0.995 * step / warmup
     if shape == "constant":

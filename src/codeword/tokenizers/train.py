@@ -146,7 +146,11 @@ def train(images: Images, valid: Images, settings: Settings, limits: Limits, fol
     try:
         run = Run(images, valid, settings, limits, place, fabric, skip_bad, resume)
         recorder = Recorder(place, run, tensorboard) if job else None
-        return run.loop(recorder, watch, job)
+        outcome = run.loop(recorder, watch, job)
+        if fabric.world_size > 1:  # nobody leaves while another still waits for an answer
+            fabric.barrier()
+            torch.distributed.destroy_process_group()
+        return outcome
     except CodewordError:
         if job and not (place / "checkpoint.cw").exists():  # nothing was learnt: the corrected call can begin
             _discard(place)
