@@ -28,7 +28,8 @@ def separate(setting: Setting) -> float:
     """Share of held-out rows coded otherwise by two separate cosine codebooks, seeded s and s + 1."""
     quantizer, rows = _fitted(setting)
     train = setting.train[:512, :16]
-    halves = [CosineVQ(dim=8, codebook_size=32, iterations=5, seed=setting.seed + m).fit(train[:, 8 * m:8 * m + 8]) for m in range(2)]
+    halves = [CosineVQ(dim=8, codebook_size=32, iterations=5, seed=random.part_seed(setting.seed, m)).fit(train[:, 8 * m:8 * m + 8])
+              for m in range(2)]
     alone = torch.cat([torch.as_tensor(half.encode(rows[:, 8 * m:8 * m + 8]).indices) for m, half in enumerate(halves)], dim=1)
     return float(torch.as_tensor(quantizer.encode(rows).indices).ne(alone).any(1).float().mean())
 
