@@ -139,7 +139,7 @@ def test_fractional_dials_waste_little() -> None:
 
 
 @pytest.mark.parametrize("options", [{"grid": [1]}, {"grid": []}, {"grid": [257]}, {"grid": [256] * 5}, {"grid": [4, 4], "dim": 3},
-                                     {"grid": 4}, {"grid": "44"}, {"grid": [2] * 33, "dim": 33}])
+                                     {"grid": 4}, {"grid": "44"}, {"grid": [2] * 33, "dim": 33}, {"grid": [4], "dim": 1 << 17}])
 def test_bad_grids(options: dict) -> None:
     with pytest.raises(CodewordError):
         codeword.FSQ(**{"dim": len(options["grid"]) if isinstance(options["grid"], list) else 4, **options})

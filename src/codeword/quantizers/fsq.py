@@ -16,9 +16,9 @@ Gradient: of the smooth b(z) / floor(L / 2); only the rounding is passed straigh
 
 Exactness: a vectorised tanh may differ in its last bit with a row's place in the batch, so no tanh decides here. The rounding
 changes at b = m + 1/2, that is at z = atanh((m + 1/2 + o) / h) - s: these edges are computed once in float64, rounded to float32,
-and j counts the edges <= z.
+and j counts the edges <= z (``ops.fsq_round``).
 
-Cost: L - 1 comparisons a dimension, log2 L beyond 32 levels. Bits: ceil(log2 prod L) a group of g dimensions. Values live in
+Cost: L - 1 comparisons a dimension, many at once. Bits: ceil(log2 prod L) a group of g dimensions. Values live in
 [-1, 1], not in the input's space: ``Projected`` maps back. A popular port has eps of the other sign; both give L values, and differ near
 the edges by 1e-3.
 """
@@ -32,14 +32,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from codeword import ops
 from codeword.errors import CodewordError, Unsupported
+from codeword.ops.fsq import level_values
 from codeword.parts import arrays
 from codeword.parts.codebook import usage
 from codeword.quantizer import Quantizer
 
 EPS = 1e-3
-COUNTED_EDGES = 32
-"""Up to this many levels comparing with every edge beats a binary search."""
+WIDEST = 1 << 16
+"""Dimensions, at most: of a file's word."""
 
 
 class FSQ(Quantizer):
@@ -53,8 +55,8 @@ class FSQ(Quantizer):
         group = len(grid)
         if not 1 <= group <= 32 or any(not 2 <= level <= 256 for level in grid) or math.prod(grid) > 1 << 32:
             raise CodewordError(f"fsq got grid={grid}; one or more levels of 2..256 with a product of at most 2^32 are allowed")
-        if dim < 1 or dim % group:
-            raise CodewordError(f"fsq got dim={dim} for a grid of {group} levels; a multiple of {group} is needed")
+        if not 1 <= dim <= WIDEST or dim % group:
+            raise CodewordError(f"fsq got dim={dim} for a grid of {group} levels; a multiple of {group} up to {WIDEST} is needed")
         if not 0 <= noise <= 1:
             raise CodewordError(f"fsq got noise={noise}; a share of 0..1 is needed")
         super().__init__()
@@ -73,26 +75,25 @@ class FSQ(Quantizer):
                           "of dim (g bits <= 32) are possible")
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return self._tokens(self._digits(self._columns(rows)), len(rows)), None
+        return self._round(rows)[0], None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         digits, rest = [], indices.reshape(-1)
         for level in self.grid:
             digits.append(rest % level)
             rest = torch.div(rest, level, rounding_mode="floor")
-        return self._rows(self._values(torch.stack(digits)), len(indices))
+        return level_values(torch.stack(digits), self.grid).mT.reshape(len(indices), self.dim)
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        z = self._columns(rows)
-        digits = self._digits(z.detach())
-        tokens, values = self._tokens(digits, len(rows)), self._values(digits)
-        smooth = torch.addcmul(-self._column(self.offset / self.steps), torch.tanh(z.add_(self._column(self.shift))),
-                               self._column(self.span / self.steps))
-        error = self._error(smooth.detach(), values, keep, len(rows))
+        tokens, values, shifted = self._round(rows.detach())
+        curve = shifted.tanh_()
+        slope, gap = ops.fsq_curve(curve, values, self.scale, self.base)
+        error = arrays.masked_mean(gap if len(self.levels) == 1 else gap.reshape(tokens.shape).sum(1), keep)
         if self.training and self.noise > 0:
-            values = torch.where(torch.rand_like(values) < self.noise, smooth.detach() + self._half_steps(values), values)
+            values = torch.where(torch.rand_like(values) < self.noise, curve * self.scale - self.base + self._half_steps(values), values)
+        values = _Rounded.apply(rows.reshape(values.shape), values, slope)
         stats = {"error": error, **usage(tokens, self.levels[0], keep)}
-        return self._rows(_Rounded.apply(smooth, values), len(rows)), tokens, None, rows.new_zeros(()), stats
+        return values.reshape(rows.shape), tokens, None, rows.new_zeros(()), stats
 
     def rebuild(self) -> None:
         """The constants of the grid: they move with the module and are not stored."""
@@ -101,6 +102,8 @@ class FSQ(Quantizer):
         tables = {"span": h, "offset": o, "shift": s, "steps": [level // 2 for level in self.grid],
                   "rise": [2 if level == 2 else 1 for level in self.grid],
                   "edges": [_edges(level) + [math.inf] * (longest - level) for level in self.grid]}
+        tables["scale"] = [span / step for span, step in zip(h, tables["steps"], strict=True)]
+        tables["base"] = [offset / step for offset, step in zip(o, tables["steps"], strict=True)]
         for name, values in tables.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64).to(torch.float32), persistent=False)
 
@@ -113,72 +116,33 @@ class FSQ(Quantizer):
     rise: Tensor
     edges: Tensor
 
-    # All work is done on (g, n tokens), one row for each dimension of a token: constants then belong to whole rows, and every operation
-    # runs along memory.
+    scale: Tensor
+    base: Tensor
 
-    def _columns(self, rows: Tensor) -> Tensor:
-        return rows.reshape(-1, len(self.grid)).mT.clone(memory_format=torch.contiguous_format)
-
-    def _rows(self, columns: Tensor, rows: int) -> Tensor:
-        return columns.mT.reshape(rows, self.dim)
-
-    @staticmethod
-    def _column(constants: Tensor) -> Tensor:
-        return constants.unsqueeze(1)
-
-    def _digits(self, z: Tensor) -> Tensor:
-        """uint8 (g, n tokens): the number of edges at or below each number."""
-        found = []
-        for column, edges, level in zip(z, self.edges, self.grid, strict=True):
-            if level > COUNTED_EDGES:
-                found.append(torch.searchsorted(edges[:level - 1].contiguous(), column, right=True).to(torch.uint8))
-                continue
-            count = (column >= edges[0]).to(torch.uint8)
-            for i in range(1, level - 1):
-                count += column >= edges[i]
-            found.append(count)
-        return torch.stack(found)
-
-    def _tokens(self, digits: Tensor, rows: int) -> Tensor:
-        tokens, radix = digits[0].to(torch.int64), self.grid[0]
-        for digit, level in zip(digits[1:], self.grid[1:], strict=True):
-            tokens = tokens + digit.to(torch.int64) * radix
-            radix *= level
-        return tokens.reshape(rows, len(self.levels))
-
-    def _values(self, digits: Tensor) -> Tensor:
-        """(j - floor(L / 2)) / floor(L / 2), for two levels 2 j - 1: rounded once, as every step but the division is exact."""
-        values = digits.to(torch.float32)  # the arithmetic is in place: new memory costs more than it
-        if 2 in self.grid:
-            values.mul_(self._column(self.rise))
-        return values.sub_(self._column(self.steps)).div_(self._column(self.steps))
-
-    def _error(self, smooth: Tensor, values: Tensor, keep: Tensor | None, rows: int) -> Tensor:
-        """Mean over kept rows of the squared distance between the curve and its rounded values."""
-        if keep is None:
-            return torch.nn.functional.mse_loss(values, smooth, reduction="sum") / max(1, rows)
-        gap = (values - smooth).square().sum(0)
-        return arrays.masked_mean(gap.reshape(rows, len(self.levels)).sum(1), keep)
+    def _round(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (n, positions), and for each token (g) the values and z + s."""
+        tokens, values, shifted = ops.fsq_round(rows.reshape(-1, len(self.grid)), self.edges, self.shift, self.grid)
+        return tokens.reshape(rows.shape[0], len(self.levels)), values, shifted
 
     def _half_steps(self, values: Tensor) -> Tensor:
         """Uniform noise within half a step either way, in the units of the values."""
-        return (torch.rand_like(values) - 0.5) * self._column(self.rise / self.steps)
+        return (torch.rand_like(values) - 0.5) * (self.rise / self.steps)
 
 
 class _Rounded(torch.autograd.Function):
-    """``straight_through`` in one pass: values plus 0 times the curve, which is NaN where the input was, else the values bit for bit."""
+    """The values forward, the derivative of the smooth curve backward."""
 
     @staticmethod
-    def forward(smooth: Tensor, values: Tensor) -> Tensor:
-        return torch.add(values, smooth, alpha=0)
+    def forward(z: Tensor, values: Tensor, slope: Tensor) -> Tensor:
+        return values.view_as(values)
 
     @staticmethod
     def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        pass
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.saved_tensors[0], None, None  # type: ignore[attr-defined]
 
 
 def _form(level: int) -> tuple[float, float, float]:
