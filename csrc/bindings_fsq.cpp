@@ -42,11 +42,12 @@ void chunks(int64_t tokens, int64_t dims, int workers, Body&& body) {
     });
 }
 
-void fsq_round(In z, In edges_, In shift_, In levels_, Out index_, Out values_, Out shifted_, int64_t num_threads) {
+void fsq_round(In z, In edges_, In shift_, In rise_, In steps_, In levels_, Out index_, Out values_, Out shifted_, int64_t num_threads) {
     [[maybe_unused]] DefaultFloatMode mode;
     const int64_t n = size("z", z, 0), dims = dims_of(z), longest = size("edges", edges_, 1);
     const float* from = in<float>("z", z, {n, dims});
     const float *edges = in<float>("edges", edges_, {dims, longest}), *shift = in<float>("shift", shift_, {dims});
+    const float *rise = in<float>("rise", rise_, {dims}), *steps = in<float>("steps", steps_, {dims});
     const int64_t* levels = in<int64_t>("levels", levels_, {dims});
     int64_t* index = out<int64_t>("index", index_, {n});
     float *values = out<float>("values", values_, {n, dims}), *shifted = out<float>("shifted", shifted_, {n, dims});
@@ -66,8 +67,8 @@ void fsq_round(In z, In edges_, In shift_, In levels_, Out index_, Out values_, 
     t.dims = dims;
     t.edge_count = count;
     t.shift = tile<float>(lines, dims, [&](int64_t i) { return shift[i]; });
-    t.steps = tile<float>(lines + dims, dims, [&](int64_t i) { return static_cast<float>(levels[i] / 2); });
-    t.rise = tile<float>(lines + 2 * dims, dims, [&](int64_t i) { return levels[i] == 2 ? 2.0f : 1.0f; });
+    t.steps = tile<float>(lines + dims, dims, [&](int64_t i) { return steps[i]; });
+    t.rise = tile<float>(lines + 2 * dims, dims, [&](int64_t i) { return rise[i]; });
     t.radix = tile<uint32_t>(lines + 3 * dims, dims, [&](int64_t i) { return radix[i]; });
     t.edges = reinterpret_cast<float*>(lines + 4 * dims);
     for (int64_t e = 0; e < count; ++e)  // beyond a dimension's own edges: NaN, which nothing passes
@@ -100,8 +101,8 @@ void fsq_curve(In curve_, In values_, In scale_, In base_, Out slope_, Out gap_,
 }  // namespace
 
 void bind_fsq(nb::module_& m) {
-    m.def("fsq_round", &fsq_round, nb::arg("z"), nb::arg("edges"), nb::arg("shift"), nb::arg("levels"), nb::arg("index"), nb::arg("values"),
-          nb::arg("shifted"), nb::arg("num_threads"));
+    m.def("fsq_round", &fsq_round, nb::arg("z"), nb::arg("edges"), nb::arg("shift"), nb::arg("rise"), nb::arg("steps"), nb::arg("levels"),
+          nb::arg("index"), nb::arg("values"), nb::arg("shifted"), nb::arg("num_threads"));
     m.def("fsq_curve", &fsq_curve, nb::arg("curve"), nb::arg("values"), nb::arg("scale"), nb::arg("base"), nb::arg("slope"), nb::arg("gap"),
           nb::arg("num_threads"));
 }

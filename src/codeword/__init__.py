@@ -15,7 +15,7 @@ _NAMES = {
     "LFQ": "quantizers.lfq", "BSQ": "quantizers.bsq", "GroupRVQ": "quantizers.group_rvq", "MaskedRVQ": "quantizers.masked_rvq",
     "GumbelPQ": "quantizers.gumbel_pq", "MultiScale": "quantizers.multi_scale",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
-    "Residual": "quantizers.residual", "Projected": "quantizers.projected",
+    "Residual": "quantizers.residual", "Projected": "quantizers.projected", "Affine": "quantizers.affine",
     "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
     "SAQ": "quantizers.saq", "CAQ": "quantizers.caq", "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",

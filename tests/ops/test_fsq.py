@@ -38,9 +38,10 @@ def numbers(n: int, edges: Tensor, grid: list[int], seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "x".join(map(str, grid[:5])))
 def test_native_is_the_definition(isa: str, threads: int, grid: list[int]) -> None:
     edges, shift = tables(grid, 2)
+    rise, steps = torch.arange(len(grid)) % 2 + 1.0, torch.tensor([float(level // 2) for level in grid])
     for n in (0, 1, 7, 15, 16, 17, 63, 100, 257, (1 << 16) // len(grid) + 5):
         z = numbers(n, edges, grid)
-        got, want = fsq.fsq_round(z, edges, shift, grid), fsq.reference_round(z, edges, shift, grid)
+        got, want = fsq.fsq_round(z, edges, shift, rise, steps, grid), fsq.reference_round(z, edges, shift, rise, steps, grid)
         assert all(map(equal, got, want)), n
         assert not n or int(got[0].max()) < math.prod(grid)
         curve = torch.tanh(got[2])
@@ -50,7 +51,7 @@ def test_native_is_the_definition(isa: str, threads: int, grid: list[int]) -> No
 def test_known_answers() -> None:
     edges, shift = torch.tensor([[-1.0, 1.0], [0.0, -9.0]]), torch.tensor([0.5, 0.0])
     z = torch.tensor([[-2.0, -0.1], [-1.0, 0.0], [3.0, math.nan]])
-    token, values, shifted = fsq.fsq_round(z, edges, shift, [3, 2])
+    token, values, shifted = fsq.fsq_round(z, edges, shift, torch.tensor([1.0, 2.0]), torch.ones(2), [3, 2])
     assert token.tolist() == [0, 1 + 3, 2]
     assert values[:2].tolist() == [[-1.0, -1.0], [0.0, 1.0]] and float(values[2, 0]) == 1.0 and math.isnan(values[2, 1])
     assert shifted[:2, 0].tolist() == [-1.5, -0.5]
@@ -66,12 +67,13 @@ def test_the_module_refuses_what_it_cannot_number() -> None:
     out = np.zeros(3, np.int64), np.zeros_like(z), np.zeros_like(z)
     for levels in ([1, 2], [257, 2], [2], [-5, 2]):
         with pytest.raises(ValueError):
-            module.fsq_round(z, edges, shift, np.asarray(levels, np.int64), *out, 1)
+            module.fsq_round(z, edges, shift, shift, shift, np.asarray(levels, np.int64), *out, 1)
     with pytest.raises(ValueError):  # an edge too few
-        module.fsq_round(z, edges[:, :3].copy(), shift, np.asarray([5, 2]), *out, 1)
-    wide = np.zeros((1, 5), np.float32)
+        module.fsq_round(z, edges[:, :3].copy(), shift, shift, shift, np.asarray([5, 2]), *out, 1)
+    wide, five = np.zeros((1, 5), np.float32), np.zeros(5, np.float32)
     with pytest.raises(ValueError, match=r"2\^32"):
-        module.fsq_round(wide, np.zeros((5, 255), np.float32), wide[0], np.full(5, 256), np.zeros(1, np.int64), wide.copy(), wide.copy(), 1)
+        module.fsq_round(wide, np.zeros((5, 255), np.float32), five, five, five, np.full(5, 256), np.zeros(1, np.int64), wide.copy(),
+                         wide.copy(), 1)
     with pytest.raises(ValueError):
         module.fsq_curve(z, z, shift, shift[:1], np.zeros_like(z), np.zeros(3, np.float32), 1)
     with pytest.raises(ValueError):

@@ -43,7 +43,7 @@ def self_check() -> dict[str, bool]:
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
     levels = [8, 5, 2, 40, 5]
-    grid_edges = torch.linspace(-2, 2, 40).repeat(5, 1), torch.linspace(-1, 1, 5), levels
+    grid_edges = torch.linspace(-2, 2, 40).repeat(5, 1), torch.linspace(-1, 1, 5), torch.full((5,), 2.0), torch.full((5,), 3.0), levels
     tokens = x.reshape(-1, 5)
     curve = torch.tanh(tokens), tokens, torch.linspace(1, 2, 5), torch.linspace(0, 1, 5)
     terms, gram = torch.randn(65, 3, 16, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)

@@ -2,7 +2,7 @@
 
     fsq_round    digit j_i = how many of the dimension's L_i - 1 edges are <= z_i (0 for NaN)
                  token     = sum_i j_i prod_{l<i} L_l
-                 value     = (j_i - floor(L_i / 2)) / floor(L_i / 2), for two levels 2 j_i - 1; NaN where z_i is
+                 value     = (rise_i j_i - steps_i) / steps_i; NaN where z_i is
                  shifted   = z_i + shift_i
     fsq_curve    with t = tanh(shifted), which is torch's and decides nothing:
                  slope     = (1 - t_i t_i) scale_i                                  the derivative of the smooth curve t_i scale_i - base_i
@@ -27,10 +27,11 @@ COUNTED_EDGES = 32
 """Up to this many levels comparing with every edge beats a binary search in the plain implementation."""
 
 
-def fsq_round(z: Tensor, edges: Tensor, shift: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def fsq_round(z: Tensor, edges: Tensor, shift: Tensor, rise: Tensor, steps: Tensor,
+              grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """token int64 (n,), value and shifted float32 (n, g), of ``z`` float32 (n, g); ``edges`` (g, at least max(grid) - 1) ascending from
-    the left, ``shift`` (g,); ``grid``: levels of 2..256, product at most 2^32, g <= 32. No gradient."""
-    return dispatch.run(_round, z.contiguous(), edges.contiguous(), shift.contiguous(), list(grid))
+    the left; ``shift``, ``rise``, ``steps`` (g,), the latter two whole; ``grid``: levels of 2..256, product at most 2^32, g <= 32. No gradient."""
+    return dispatch.run(_round, *(tensor.contiguous() for tensor in (z, edges, shift, rise, steps)), list(grid))
 
 
 def fsq_curve(curve: Tensor, values: Tensor, scale: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,21 +40,22 @@ def fsq_curve(curve: Tensor, values: Tensor, scale: Tensor, base: Tensor) -> tup
 
 
 @torch.library.custom_op("codeword::fsq_round", mutates_args=())
-def _round(z: Tensor, edges: Tensor, shift: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _round(z: Tensor, edges: Tensor, shift: Tensor, rise: Tensor, steps: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.choice("fsq_round", z.device) == "native":
         token, values, shifted = torch.empty(len(z), dtype=torch.int64), torch.empty_like(z), torch.empty_like(z)
-        _native().fsq_round(z.numpy(), edges.numpy(), shift.numpy(), np.asarray(grid, np.int64), token.numpy(), values.numpy(),
-                            shifted.numpy(), dispatch.num_threads())
+        _native().fsq_round(z.numpy(), edges.numpy(), shift.numpy(), rise.numpy(), steps.numpy(), np.asarray(grid, np.int64),
+                            token.numpy(), values.numpy(), shifted.numpy(), dispatch.num_threads())
         return token, values, shifted
-    return reference_round(z, edges, shift, grid)
+    return reference_round(z, edges, shift, rise, steps, grid)
 
 
 @_round.register_fake
-def _(z: Tensor, edges: Tensor, shift: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _(z: Tensor, edges: Tensor, shift: Tensor, rise: Tensor, steps: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(z.shape[0], dtype=torch.int64), torch.empty_like(z), torch.empty_like(z)
 
 
-def reference_round(z: Tensor, edges: Tensor, shift: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def reference_round(z: Tensor, edges: Tensor, shift: Tensor, rise: Tensor, steps: Tensor,
+                    grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Column by column."""
     columns = z.mT.contiguous()
     digits = torch.stack([_digits(column, own[:level - 1]) for column, own, level in zip(columns, edges, grid, strict=True)])
@@ -61,17 +63,14 @@ def reference_round(z: Tensor, edges: Tensor, shift: Tensor, grid: Sequence[int]
     for digit, level in zip(digits[1:], grid[1:], strict=True):
         token = token + digit.to(torch.int64) * radix
         radix *= level
-    values = torch.where(columns.isnan(), columns, level_values(digits, grid))
+    values = torch.where(columns.isnan(), columns, level_values(digits, rise, steps))
     return token, values.mT.contiguous(), (columns + shift.unsqueeze(1)).mT.contiguous()
 
 
-def level_values(digits: Tensor, grid: Sequence[int]) -> Tensor:
+def level_values(digits: Tensor, rise: Tensor, steps: Tensor) -> Tensor:
     """float32 (g, n) of digits (g, n): rounded once, as every step but the division is exact."""
     values = digits.to(torch.float32)  # the arithmetic is in place: new memory costs more than it
-    if 2 in grid:
-        values.mul_(values.new_tensor([2.0 if level == 2 else 1.0 for level in grid]).unsqueeze(1))
-    steps = values.new_tensor([float(level // 2) for level in grid]).unsqueeze(1)
-    return values.sub_(steps).div_(steps)
+    return values.mul_(rise.unsqueeze(1)).sub_(steps.unsqueeze(1)).div_(steps.unsqueeze(1))
 
 
 def _digits(column: Tensor, edges: Tensor) -> Tensor:
