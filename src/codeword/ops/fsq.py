@@ -29,8 +29,8 @@ COUNTED_EDGES = 32
 
 def fsq_round(z: Tensor, edges: Tensor, shift: Tensor, rise: Tensor, steps: Tensor,
               grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """token int64 (n,), value and shifted float32 (n, g), of ``z`` float32 (n, g); ``edges`` (g, at least max(grid) - 1) ascending from
-    the left; ``shift``, ``rise``, ``steps`` (g,), the latter two whole; ``grid``: levels of 2..256, product at most 2^32, g <= 32. No gradient."""
+    """token int64 (n,), value and shifted float32 (n, g), of ``z`` float32 (n, g); ``edges`` (g, at least max(grid) - 1) ascending
+    from the left; ``shift``, ``rise``, ``steps`` (g,); ``grid``: levels of 2..256, product at most 2^32, g <= 32. No gradient."""
     return dispatch.run(_round, *(tensor.contiguous() for tensor in (z, edges, shift, rise, steps)), list(grid))
 
 

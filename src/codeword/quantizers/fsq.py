@@ -16,9 +16,9 @@ as well, edges apart by 1e-3. "symmetric" has values in equal steps from -1 to 1
 
     b(z) = tanh z,   j = floor((L - 1)(b + 1) / 2 + 1/2),   z^ = 2 j / (L - 1) - 1
 
-L = 2 has neither of the first two (o > h): there b(z) = tanh z and z^ is its sign, 0 counting as +1, which is the symmetric one. Other even L
-are asymmetric but in "symmetric": -1 ... 1 - 2/L.
-Gradient: of the smooth b(z) / floor(L / 2); only the rounding is passed straight through.
+L = 2 has neither of the first two (o > h): there b(z) = tanh z and z^ is its sign, 0 counting as +1, which is the symmetric one. Even L
+above are asymmetric in the first two, -1 ... 1 - 2/L.
+Gradient: of the smooth curve in the units of z^; only the rounding is passed straight through.
 
 Exactness: a vectorised tanh may differ in its last bit with a row's place in the batch, so no tanh decides here. The rounding
 changes at b = m + 1/2, that is at z = atanh((m + 1/2 + o) / h) - s: these edges are computed once in float64, rounded to float32,

@@ -34,7 +34,8 @@ from codeword.quantizer import Quantizer
 
 class LFQ(Quantizer):
     """dim: bits; num_codebooks: tokens they form (None: the fewest of at most 18 bits); scale: s; commitment: beta; entropy_weight, gamma,
-    temperature (tau): of the entropy loss; entropy_bits: bits whose joint distribution is exact, 1..18; bit_order: "low" or "high", the first bit of a token."""
+    temperature (tau): of the entropy loss; entropy_bits: bits whose joint distribution is exact, 1..18; bit_order: of a token, its
+    first bit "low" or "high"."""
 
     learns = False
     later_arguments: ClassVar[dict[str, Any]] = {"bit_order": "low"}
