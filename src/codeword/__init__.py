@@ -30,6 +30,8 @@ __all__ = sorted(_NAMES)
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"codeword.{_NAMES[name]}"), name)
+    if name == "compat":
+        return importlib.import_module("codeword.compat")
     raise AttributeError(f"module 'codeword' has no attribute {name!r}")
 
 

@@ -60,7 +60,7 @@ def import_faiss(source: Annotated[Path, typer.Argument(metavar="FILE", show_def
 
 def import_vector_quantize_pytorch(
         source: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="State of VectorQuantize, ResidualVQ, FSQ, LFQ "
-                                               "or SimVQ: a safetensors file, or weights that torch.save wrote (none of its code is run).")],
+                                               "or SimVQ: a safetensors file, or weights that torch.save wrote (no code in it is run).")],
         out: Annotated[Path, typer.Option("--out", "-o", help="File to write; must not exist yet.")],
         kind: Annotated[str | None, typer.Option(help="vq, residual_vq, fsq, lfq or simvq; by default read off the names.")] = None,
         prefix: Annotated[str, typer.Option(help="Of the quantizer's names in a larger state, such as quantizer.")] = "",

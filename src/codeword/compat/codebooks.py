@@ -58,7 +58,7 @@ def residual_vq(read: Reader, wanted: Wanted) -> Quantizer:
         raise FormatError("shape", f"{read.what} has stages of widths {[book.shape[1] for book, _ in stages]}; one width is needed")
     first = stages[0][0]
     if len(stages) > 1 and all(book.shape == first.shape and torch.equal(book, first) for book, _ in stages):
-        read.notes.append("all stages hold the same codebook, as when it is shared there; here each has its own, and training may part them")
+        read.notes.append("all stages hold the same codebook, as when it is shared there; here each has its own: training may part them")
     if cosine or len({len(book) for book, _ in stages}) > 1 or not 2 <= len(first) <= 1 << 16 or len(stages) > 64:
         inner: Quantizer = Residual(quantizers=[_book(book, cosine, learning, wanted, averages) for book, averages in stages])
     else:

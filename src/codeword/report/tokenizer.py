@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeword.errors import Unsupported
-from codeword.report.document import _STYLE
+from codeword.report.document import _HEAD, _STYLE
 from codeword.report.plot import _INK, COLOURS
 
 if TYPE_CHECKING:
@@ -241,17 +241,7 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; align-items: start; }
 """
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<dl>{facts}</dl>
+_PAGE = _HEAD + """<dl>{facts}</dl>
 <h2>Numbers</h2>
 <div class="wide"><table><tbody>{numbers}</tbody></table></div>
 <h2>Images</h2>
