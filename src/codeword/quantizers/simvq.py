@@ -31,7 +31,7 @@ from codeword.parts import gradients, losses, random
 from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
 from codeword.parts.kept import Kept
-from codeword.parts.moments import standardised
+from codeword.parts.moments import fold, standardised
 from codeword.parts.training import minimise
 from codeword.quantizer import Quantizer
 
@@ -74,9 +74,7 @@ class SimVQ(Quantizer):
         self._start()
         minimise(self._fitting_loss, [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
-        with torch.no_grad():
-            self.weight.mul_(length)
-            self.bias.copy_((self.bias.double() * length + mean).float())
+        fold(self.weight, self.bias, mean, length)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         return assign(rows, self._codebook(), metric).unsqueeze(1), None
