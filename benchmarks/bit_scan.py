@@ -4,8 +4,10 @@
 
 Rows are Gaussian clusters, 384 dimensions, squared L2; queries lie near rows. "cache": 5,000 rows, whose first look reads 0.3 MB (L2).
 "memory": at least 512 MiB of codes, made of 50,000 encoded rows over and over, every copy stored apart. rabitqlib has no scan of its own in
-Python, so its whole search over one list with nprobe=1 is timed; ours is ``prepare`` and ``search_spans``.
-Both answer the same queries; rounds alternate and the median counts. "batch": all queries in one call; "single": one a call.
+Python, so its whole search over one list with nprobe=1 is timed, beside Index.search of a flat index: raw queries to ids.
+Both answer the same queries; rounds alternate and the median counts. "batch": all queries in one call; "single": one a call. A measurement
+takes at least 20 ms; with two threads it begins with a pause and a call that does not count, because the libraries' threads spin for some
+milliseconds after a call, on a core that the other's want.
 
     ours_ns, theirs_ns     nanoseconds of wall time a code and query; ratio: theirs / ours
     first_bytes            bytes a code that the first look must read (planes and factors)
@@ -32,7 +34,7 @@ import rabitqlib
 import torch
 
 import codeword
-from codeword.quantizer import Packed
+from codeword.search.segments import Segment, View
 
 DIM, SEED_ROWS = 384, 49_984
 FIELDS = ("place", "bits", "rows", "threads", "calls", "k", "ours_ns", "theirs_ns", "ratio", "cpu_ns", "their_cpu_ns", "cpu_ratio",
@@ -48,15 +50,16 @@ def rows_and_queries(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 class Ours:
     def __init__(self, x: torch.Tensor, bits: int, copies: int) -> None:
-        self.quantizer = codeword.RaBitQ(dim=DIM, code_bits=bits, fast=True)
-        packed = self.quantizer.pack(self.quantizer.encode(x))
-        self.packed = Packed({name: tensor.repeat(copies, *([1] * (tensor.ndim - 1))) for name, tensor in packed.tensors.items()},
-                             packed.rows * copies)
+        quantizer = codeword.RaBitQ(dim=DIM, code_bits=bits, fast=True)
+        packed = quantizer.pack(quantizer.encode(x))
+        self.rows = packed.rows * copies
+        tensors = {f"scan.{name}": tensor.repeat(copies, *([1] * (tensor.ndim - 1))) for name, tensor in packed.tensors.items()}
+        tensors |= {"ids": torch.arange(self.rows), "starts": torch.tensor([0]), "counts": torch.tensor([self.rows])}
+        self.index = codeword.Index(dim=DIM, quantizer=quantizer)
+        self.index._views = [View(Segment(tensors, self.rows))]  # one segment; adding copy after copy would take minutes
 
     def search(self, queries: torch.Tensor, k: int, num_threads: int) -> None:
-        spans = torch.tensor([[[0, self.packed.rows]]]).expand(len(queries), 1, 2)
-        coarse = queries.square().sum(1, keepdim=True)
-        self.quantizer.search_spans(self.packed, self.quantizer.prepare(queries, "l2"), spans, coarse, k, None, num_threads)
+        self.index.search(queries.numpy(), k, num_threads=num_threads)
 
 
 class Theirs:
@@ -91,13 +94,24 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 
 def measure(ours: Ours, theirs: Theirs, queries: torch.Tensor, k: int, num_threads: int, single: bool, rounds: int) -> list[list[float]]:
     """Median (wall, processor) seconds of ours and of theirs for all queries."""
+    parts = queries.split(1 if single else len(queries))
+
     def answer(index: Ours | Theirs) -> None:
-        for part in queries.split(1 if single else len(queries)):
+        for part in parts:
             index.search(part, k, num_threads)
 
+    def many(index: Ours | Theirs, repeat: int) -> tuple[float, float]:
+        if num_threads > 1:
+            time.sleep(0.02)
+            answer(index)
+        wall, cpu = timed(lambda: [answer(index) for _ in range(repeat)])
+        return wall / repeat, cpu / repeat
+
+    repeats = []
     for index in (ours, theirs):
         answer(index)
-    found = [[timed(lambda index=index: answer(index)) for index in (ours, theirs)] for _ in range(rounds)]
+        repeats.append(max(1, int(0.02 / timed(lambda index=index: answer(index))[0])))
+    found = [[many(index, repeat) for index, repeat in zip((ours, theirs), repeats, strict=True)] for _ in range(rounds)]
     return [[statistics.median(r[i][j] for r in found) for j in range(2)] for i in range(2)]
 
 
@@ -115,7 +129,7 @@ def main() -> None:
             copies = 1 if place == "cache" else -(-(512 << 20) // (SEED_ROWS * DIM * bits // 8))
             base = x[:4992] if place == "cache" else x
             ours, theirs = Ours(base, bits, copies), Theirs(base, bits, copies)
-            rows = ours.packed.rows
+            rows = ours.rows
             first = DIM // 8 + 12
             some = queries if place == "cache" else queries[:4]
             for num_threads in (1, 2):

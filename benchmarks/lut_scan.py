@@ -4,15 +4,16 @@
 
 faiss trains the codebooks and encodes; its centroids and codes are copied into our layout. The first rows of VECTORS are the queries.
 A list in cache is 20,000 rows of the data; one in memory is 8 million rows, made from those codes by joining halves of different rows.
-Both are timed from raw queries to the ten nearest, tables included, in interleaved rounds; the median counts. With one thread the
-clock is the thread's processor time, else the wall's.
+Both are timed from raw queries to the ten nearest ids, Index.search beside faiss' search, in interleaved rounds; the median counts. With
+one thread the clock is the thread's processor time, else the wall's; then each measurement begins with a pause and a call that does not
+count, because the libraries' threads spin for some milliseconds after a call, on a core that the other's want.
 
     bits, books, bytes           of a code, look-ups a row, bytes of codes a row
     rows, queries, threads       of one call
     ours_ns, theirs_ns, ratio    a code (one row for one query), everything included; ratio: theirs over ours
     ours_call, theirs_call       microseconds of the same call on a list of 32 rows: what a call costs apart from its rows
     net_ratio                    of the times less those
-    scan_ns, ours_gbs            ours, tables made before; bytes of codes times queries in that time
+    scan_ns, ours_gbs            ours, tables made before (ops.lut_scan); bytes of codes times queries in that time
     read_gbs, share              sum of a buffer of the same size, same threads; ours_gbs over it
     ours_exact, theirs_exact     share of the ten nearest by the float32 definition that is returned (lists in cache)
     ours_recall, theirs_recall   share of the true ten nearest vectors (the same lists)
@@ -37,9 +38,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import codeword
 from codeword import ops
 from codeword.ops.lut_blocks import Blocks, pack_codes, reference
 from codeword.parts import lookup
+from codeword.search.segments import Segment, View
 
 K = 10
 FIELDS = ("bits", "books", "bytes", "rows", "queries", "threads", "ours_ns", "theirs_ns", "ratio", "ours_call", "theirs_call", "net_ratio",
@@ -66,8 +69,20 @@ class Case:
         self.trained, self.theirs = trained, faiss.IndexPQFastScan(trained) if self.bits == 4 else trained
         parts = [pack_codes(torch.from_numpy(self.unpacked(codes[i:i + PIECE])), self.size) for i in range(0, self.rows, PIECE)]
         self.blocks = Blocks(torch.cat(parts), None, self.books, self.size)
+        self.index = self._index(trained.d)
         self.spans = torch.tensor([0, self.rows]).repeat(64, 1, 1)
         self.coarse = torch.zeros(64, 1)
+
+    def _index(self, dim: int) -> codeword.Index:
+        """Flat, of one segment that holds the blocks themselves."""
+        quantizer = codeword.PQ(dim=dim, num_codebooks=self.books, codebook_size=self.size).fit(np.zeros((self.size, dim), np.float32))
+        quantizer.codebooks.copy_(self.codebooks)
+        index = codeword.Index(dim=dim, quantizer=quantizer)
+        ids = torch.arange(self.blocks.rows)
+        ids[self.rows:] = -1
+        tensors = {"scan.codes": self.blocks.codes, "ids": ids, "starts": torch.tensor([0]), "counts": torch.tensor([self.rows])}
+        index._views = [View(Segment(tensors, self.blocks.rows))]
+        return index
 
     def few(self) -> Case:
         """32 rows of it."""
@@ -87,7 +102,7 @@ class Case:
         return ops.lut_scan(self.blocks, tables, self.spans[:len(queries)], self.coarse[:len(queries)], K, None, threads)[1].numpy()
 
     def ours(self, queries: np.ndarray, threads: int) -> np.ndarray:
-        return self.scan(self.tables(queries), queries, threads)
+        return self.index.search(queries, K, num_threads=threads).ids
 
     def exact(self, queries: np.ndarray) -> np.ndarray:
         return reference(self.blocks, self.tables(queries), self.spans[:len(queries)], self.coarse[:len(queries)], K, None)[1].numpy()
@@ -104,8 +119,8 @@ def joined(codes: np.ndarray, rows: int) -> np.ndarray:
     return out
 
 
-def timed(runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float], least: float) -> list[float]:
-    """Median seconds of each, interleaved, each repeated until a measurement takes ``least`` seconds."""
+def timed(runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float], least: float, pause: float) -> list[float]:
+    """Median seconds of each, interleaved, each repeated until a measurement takes ``least`` seconds, after ``pause`` and a call more."""
     times: list[list[float]] = [[] for _ in runs]
     repeats = []
     for run in runs:
@@ -115,6 +130,8 @@ def timed(runs: list[Callable[[], object]], rounds: int, clock: Callable[[], flo
         repeats.append(max(1, int(least / max(time.perf_counter() - start, 1e-7))))
     for _ in range(rounds):
         for run, repeat, out in zip(runs, repeats, times, strict=True):
+            time.sleep(pause)
+            run()
             start = clock()
             for _ in range(repeat):
                 run()
@@ -134,7 +151,8 @@ def measure(case: Case, base: np.ndarray, queries: np.ndarray, threads: int, rou
     buffer = case.blocks.codes.view(-1).view(torch.int64)
     ours, theirs, scan, read, our_call, their_call = timed(
         [lambda: case.ours(queries, threads), lambda: case.theirs.search(queries, K), lambda: case.scan(prepared, queries, threads),
-         buffer.sum, lambda: few.ours(queries, threads), lambda: few.theirs.search(queries, K)], rounds, clock, 0.02)
+         buffer.sum, lambda: few.ours(queries, threads), lambda: few.theirs.search(queries, K)], rounds, clock, 0.02,
+        0.0 if threads == 1 else 0.02)
     found, their_found = case.ours(queries, threads), case.theirs.search(queries, K)[1]
     pairs, size = case.rows * len(queries), case.blocks.codes.numel()
     row: dict = dict.fromkeys(FIELDS, "")

@@ -23,6 +23,7 @@ from codeword.ops import dispatch, reference
 REPEATS = 5
 COLUMNS = ("op", "shape", "isa", "impl", "threads", "seconds", "ratio", "gigabytes_per_second")
 NEAREST = ((65536, 64, 1024), (65536, 8, 256), (65536, 4, 256), (65536, 1, 256), (16384, 128, 256), (4096, 784, 256), (4096, 384, 1024))
+TABLES = ((1024, 32, 12, 16), (1024, 32, 12, 256))
 PROJECT = ((16384, 64, 64), (4096, 384, 384))
 
 
@@ -51,6 +52,20 @@ def product_rows(op: str, n: int, d: int, k: int, threads: int) -> Iterator[tupl
     if threads == 1 and n * d * k <= 1 << 29:
         took = seconds(lambda: plain(x, matrix), threads)
         yield op, shape, "", "reference", threads, took, took / base, None
+
+
+def table_rows(threads: int) -> Iterator[tuple]:
+    """lut_tables beside torch's batched product of the same slices and codebooks (which adds no |c|^2)."""
+    g = torch.Generator().manual_seed(0)
+    for n, books, d, k in TABLES:
+        queries, words = torch.randn(n, books, d, generator=g), torch.randn(books, d, k, generator=g)
+        squares = words.double().square().sum(1)
+        out = torch.empty(books, n, k)
+        turned = queries.transpose(0, 1).contiguous()
+        base = seconds(lambda turned=turned, words=words, out=out: torch.bmm(turned, words, out=out), threads)
+        for isa in isas():
+            took = seconds(lambda q=queries, w=words, s=squares: ops.lut_tables(q, w, -2.0, s), threads)
+            yield "lut_tables", f"{n}x{books}x{d} with {k}", isa, "native", threads, took, took / base, None
 
 
 def moving_rows(threads: int) -> Iterator[tuple]:
@@ -102,7 +117,7 @@ def main() -> None:
             torch.set_num_threads(threads)
             rows = (row for op, shapes in (("nearest", NEAREST), ("project", PROJECT)) for shape in shapes
                     for row in product_rows(op, *shape, threads))
-            for source in (rows, moving_rows(threads)):
+            for source in (rows, table_rows(threads), moving_rows(threads)):
                 for *labels, took, ratio, rate in source:
                     cells = ("" if value is None else f"{value:.2f}" for value in (ratio, rate))
                     writer.writerow([*labels, f"{took:.6f}", *cells])

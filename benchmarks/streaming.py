@@ -4,10 +4,12 @@ A file of 3 GB is made of the MiniLM vectors, repeated, in a temporary folder, a
 encodes it, or fits from it, while this one reads RssAnon in its /proc/PID/status every 10 ms: memory the process owns, without the
 pages of mapped files, which the system takes back when it likes. The last row opens an index of 1 GB, mapped (median of five).
 
+The command line packs codes into a file; the Python API writes them unpacked into arrays mapped from files (``encode(out=)``).
+
 Columns: ``what`` (command line, Python API, fit, open), ``quantizer``, ``dtype`` of the file, ``gigabytes`` of it, ``seconds``,
-``megabytes_per_second``, ``anonymous_mb`` the peak, ``result_mb`` that the API returns, unpacked, which are part of it,
-or the command line leaves on disk, ``target``: 1000 MB of anonymous memory beside the API's own result, or 0.1 s to open; ``holds``;
-``load``, the machine's one-minute load before. Seconds beside other programs are upper bounds; memory does not depend on them.
+``megabytes_per_second``, ``anonymous_mb`` the peak, ``result_mb`` left on disk, ``target``: 1000 MB of anonymous memory, or 0.1 s to
+open; ``holds``; ``load``, the machine's one-minute load before. Seconds beside other programs are upper bounds; memory does not depend
+on them.
 """
 
 from __future__ import annotations
@@ -33,9 +35,15 @@ MEMORY_MB, OPEN_SECONDS = 1000, 0.1
 ENCODE = """
 import sys, time, numpy as np, codeword
 one, x = codeword.load(sys.argv[1]), np.load(sys.argv[2], mmap_mode="r")
+few = one.encode(x[:1])
+out = codeword.Codes(*(None if part is None else np.memmap(f"{sys.argv[3]}{i}", part.dtype, "w+", shape=(len(x), *part.shape[1:]))
+                       for i, part in enumerate(few)))
 start = time.perf_counter()
-codes = one.encode(x)
-print(time.perf_counter() - start, sum(part.nbytes for part in codes if part is not None))
+one.encode(x, out=out)
+for part in out:
+    if part is not None:
+        part.flush()
+print(time.perf_counter() - start, sum(part.nbytes for part in out if part is not None))
 """
 FIT = """
 import sys, time, numpy as np, codeword
@@ -136,12 +144,11 @@ def main() -> None:
                         command = [sys.executable, "-m", "codeword", "encode", str(name), str(data), "-o", str(folder / "codes.cw"),
                                    "--overwrite"]
                     else:
-                        command = [sys.executable, "-c", ENCODE, str(name), str(data)]
+                        command = [sys.executable, "-c", ENCODE, str(name), str(data), str(folder / "out")]
                     text, seconds, peak = watched(command)
                     codes = (folder / "codes.cw").stat().st_size if what == "command line" else float(text.split()[1])
                     seconds = seconds if what == "command line" else float(text.split()[0])
-                    beside = peak - (codes / 1e6 if what == "Python API" else 0)
-                    add(what, spec, dtype, data.stat().st_size, seconds, peak, codes, MEMORY_MB, beside < MEMORY_MB, load)
+                    add(what, spec, dtype, data.stat().st_size, seconds, peak, codes, MEMORY_MB, peak < MEMORY_MB, load)
             spec, load = QUANTIZERS[2 if dtype == "float32" else 0], os.getloadavg()[0]
             text, _, peak = watched([sys.executable, "-c", FIT, spec, str(data)])
             add("fit", spec, dtype, data.stat().st_size, float(text.split()[0]), peak,

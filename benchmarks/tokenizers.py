@@ -3,11 +3,11 @@
     python benchmarks/tokenizers.py ../shared/data/cifar10 [--minutes 8] [--steps 0] [--arms vq,simvq,...] [--seed 0]
                                     [--accelerator auto] [--out results/tokenizers.csv]
 
-FOLDER holds train.parquet and test.parquet. Each arm is one run of the loop behind ``codeword tokenizer train`` with its defaults: same first
-weights, same images in the same order, same schedule, K = 16,384; it ends after ``--steps`` or ``--minutes``, whichever comes first.
-``vq``: plain VQ as papers start it, U(+-1/K), no k-means, no revival. ``vq-data``: the same, fitted on the first latents, with
-revival. ``projected_vq``: its frozen features are k-means centres of the first latents (no pretrained image model is at hand). Rows are written as
-they come; an arm that the file has under the same device, seed and limits is skipped.
+FOLDER holds train.parquet and test.parquet. Each arm is one run of the loop behind ``codeword tokenizer train`` with its
+defaults: same first weights, same images in the same order, same schedule, K = 16,384; it ends after ``--steps`` or ``--minutes``,
+whichever comes first. ``vq``: plain VQ as papers start it, U(+-1/K), no k-means, no revival. ``vq-data``: fitted on the first latents,
+with averages and revival. ``projected_vq``: its frozen features are k-means centres of the first latents (no pretrained image model is
+at hand). Rows are written as they come; an arm that the file has under the same device, seed and limits is skipped.
 
 error: mean squared error of pixels in [0, 1] on all test images; usage: share of codewords chosen at least once there
 """
@@ -35,8 +35,8 @@ ARMS: dict[str, dict[str, object]] = {
     "projected_vq": {"quantizer": f"projected_vq:codebook_size={K}", "dim": 8},
     "cosine_vq": {"quantizer": f"cosine_vq:codebook_size={K}", "dim": 8},
 }
-FIELDS = ("arm", "device", "seed", "minutes", "limit_steps", "steps", "train_seconds", "error", "psnr", "ssim", "ms_ssim", "frechet", "usage",
-          "perplexity", "bits", "quantizer")
+FIELDS = ("arm", "device", "seed", "minutes", "limit_steps", "steps", "train_seconds", "error", "psnr", "ssim", "ms_ssim", "frechet",
+          "usage", "perplexity", "bits", "quantizer")
 
 
 def measured(name: str, folder: Path, args: argparse.Namespace, device: str) -> dict[str, object]:

@@ -36,14 +36,21 @@ struct Best {
         }
     }
 
-    // Put (d, r) in place of the top of a heap of n.
+    // Put (d, r) in place of the top of a heap of n. Which child is larger cannot be predicted: it is computed, not branched on.
     void sink(float d, int64_t r, int64_t n) {
-        int64_t i = 0;
-        for (int64_t down; (down = 2 * i + 1) < n; i = down) {
-            if (down + 1 < n && before(distances[down], rows[down], distances[down + 1], rows[down + 1])) ++down;
+        int64_t i = 0, down = 1;
+        for (; down + 1 < n; down = 2 * i + 1) {
+            const float a = distances[down], b = distances[down + 1];
+            down += static_cast<int64_t>((a < b) | ((a == b) & (rows[down] < rows[down + 1])));
             if (!before(d, r, distances[down], rows[down])) break;
             distances[i] = distances[down];
             rows[i] = rows[down];
+            i = down;
+        }
+        if (down + 1 == n && down == 2 * i + 1 && before(d, r, distances[down], rows[down])) {  // a last child without a neighbour
+            distances[i] = distances[down];
+            rows[i] = rows[down];
+            i = down;
         }
         distances[i] = d;
         rows[i] = r;

@@ -19,6 +19,7 @@
 #include "pool.h"
 #include "project/project.h"
 #include "rotate/rotate.h"
+#include "runs.h"
 #include "segment_sum/segment_sum.h"
 
 namespace codeword {
@@ -432,6 +433,7 @@ NB_MODULE(_native, m) {
     using namespace codeword;
     m.doc() = "Compiled kernels of codeword; call them through codeword.ops.";
     m.def("isa", [] { return isa_name(isa()); }, "The instruction set in use.");
+    m.def("set_thread_bytes", &set_thread_bytes, nb::arg("bytes"), "Bytes of codes that pay for a thread of a scan; 0 for tests: all threads.");
     m.def("set_isa", &set_isa, nb::arg("name"), "Force an instruction set for tests and benchmarks; '' for the best.");
     m.def("compiled_isas", [] { nb::list names; for (auto& name : compiled_isas()) names.append(name); return names; });
     m.def("runnable_isas", [] { nb::list names; for (auto& name : runnable_isas()) names.append(name); return names; });

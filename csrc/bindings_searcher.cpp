@@ -4,6 +4,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -263,7 +264,13 @@ private:
         ready.probes = probes;
         x = checked(x, count, ready);
         if (!x) return false;
-        prepare(x, count, workers, ready);
+        room_for(count, ready);
+        // Without lists every query visits the same rows, known before it is made ready: threads do that when they come to it, and the whole
+        // call needs them once.
+        const std::function<void(int64_t, int64_t)> later = [&](int64_t first, int64_t some) { prepare(x, first, some, ready); };
+        const bool lazy = !centroids_ && count > 1;
+        if (lazy) std::fill_n(ready.lists.get(), count * probes, 0);
+        else prepare_all(x, count, workers, ready);
         std::vector<std::pair<std::unique_ptr<float[]>, std::unique_ptr<int64_t[]>>> found;
         std::unique_ptr<int64_t[]> spans = room<int64_t>(count * probes, 2);
         for (const Segment& segment : segments_) {
@@ -273,7 +280,8 @@ private:
                 spans[2 * i] = segment.starts[ready.lists[i]];
                 spans[2 * i + 1] = spans[2 * i] + segment.counts[ready.lists[i]];
             }
-            const Visit visit{spans.get(), ready.coarse.get(), count, probes, k, workers, found.back().first.get(), found.back().second.get()};
+            const Visit visit{spans.get(), ready.coarse.get(), count, probes, k, workers, found.back().first.get(), found.back().second.get(),
+                              lazy && found.size() == 1 ? &later : nullptr};
             if (kind_ == Kind::bits) run_bit_scan(segment.bits, {ready.z1.get(), ready.z.get(), ready.scalars.get(), l2_}, visit);
             else if (kind_ == Kind::segments)
                 run_segment_scan(segment.segments, {ready.z1.get(), ready.z.get(), ready.scalars.get(), cut_.groups, l2_}, visit);
@@ -330,7 +338,7 @@ private:
         return ready.rows.get();
     }
 
-    void prepare(const float* x, int64_t count, int workers, Ready& ready) const {
+    void room_for(int64_t count, Ready& ready) const {
         ready.norms = room<float>(count, 1);
         ready.lists = room<int64_t>(count, ready.probes);
         ready.coarse = room<float>(count, ready.probes);
@@ -345,23 +353,27 @@ private:
             ready.z = room<int16_t>(count, 32 * cut_.groups);
             ready.scalars = room<float>(count, 1 + 4 * layout_.count);
         }
-        const int64_t chunks = (count + CHUNK - 1) / CHUNK;
+    }
+
+    void prepare_all(const float* x, int64_t count, int workers, Ready& ready) const {
+        const int64_t chunk_size = std::max<int64_t>(1, std::min<int64_t>(CHUNK, (int64_t{1} << 22) / lists_)), chunks = (count + chunk_size - 1) / chunk_size;
         const int helpers = static_cast<int>(std::min<int64_t>(chunks, paying_threads(workers, static_cast<double>(count) * effort() * PREPARED_BYTES)));
-        const int64_t own = kind_ == Kind::segments ? dim_ + coded_ : kind_ == Kind::bits ? 2 * dim_ : rotation_ ? dim_ : 0;
-        const int64_t floats = CHUNK * std::max({centroids_ ? lists_ : 0, own, int64_t{1}});
-        std::unique_ptr<float[]> scratch = room<float>(std::max(1, helpers), floats);
-        parallel(chunks, helpers, [&](int64_t chunk, int slot) {
-            float* spare = scratch.get() + floats * slot;
-            const int64_t first = chunk * CHUNK, some = std::min(CHUNK, count - first);
-            for (int64_t q = first; q < first + some; ++q) ready.norms[q] = l2_ || kind_ == Kind::bits ? square_norm(x + q * dim_, dim_) : 0;
-            probe(x + first * dim_, first, some, spare, ready);
-            if (kind_ == Kind::slices) slices(x + first * dim_, first, some, spare, ready);
-            if (kind_ == Kind::sums) sums(x + first * dim_, first, some, ready);
-            if (kind_ == Kind::segments) segments(x + first * dim_, first, some, spare, ready);
-            for (int64_t q = first; q < first + some && kind_ == Kind::bits; ++q)
-                bits_.row(x + q * dim_, ready.norms[q], spare, ready.z1.get() + 8 * bits_.eights() * q, ready.z.get() + bits_.width() * q,
-                          ready.scalars.get() + 4 * q);
-        });
+        parallel(chunks, helpers, [&](int64_t chunk, int) { prepare(x, chunk * chunk_size, std::min(chunk_size, count - chunk * chunk_size), ready); });
+    }
+
+    // Some queries of x, from first on: their norms, lists, coarse distances, and what a scan multiplies.
+    void prepare(const float* x, int64_t first, int64_t some, Ready& ready) const {
+        const int64_t own = kind_ == Kind::segments ? (dim_ + coded_) * some : kind_ == Kind::bits ? 2 * dim_ : rotation_ ? dim_ * some : 0;
+        std::unique_ptr<float[]> scratch = room<float>(1, std::max({centroids_ ? lists_ * some : 0, own, int64_t{1}}));
+        float* spare = scratch.get();
+        x += first * dim_;
+        for (int64_t i = 0; i < some; ++i) ready.norms[first + i] = l2_ || kind_ == Kind::bits ? square_norm(x + i * dim_, dim_) : 0;
+        probe(x, first, some, spare, ready);
+        if (kind_ == Kind::slices) slices(x, first, some, spare, ready);
+        if (kind_ == Kind::sums) sums(x, first, some, ready);
+        if (kind_ == Kind::segments) segments(x, first, some, spare, ready);
+        for (int64_t q = first; q < first + some && kind_ == Kind::bits; ++q, x += dim_)
+            bits_.row(x, ready.norms[q], spare, ready.z1.get() + 8 * bits_.eights() * q, ready.z.get() + bits_.width() * q, ready.scalars.get() + 4 * q);
     }
 
     // -x times a matrix that lies turned (dim, columns), the negatives of ops.project's values but for the sign of zero.
@@ -421,7 +433,7 @@ private:
 
     void segments(const float* x, int64_t first, int64_t count, float* spare, Ready& ready) const {
         constexpr float most = 3.40282347e+38f;
-        float *centred = spare, *z = spare + CHUNK * dim_;
+        float *centred = spare, *z = spare + count * dim_;
         for (int64_t i = 0; i < count * dim_; ++i) {
             const float value = x[i] - mean_[i % dim_];
             centred[i] = l2_ ? std::min(std::max(value, -most), most) : x[i];

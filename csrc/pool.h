@@ -2,7 +2,10 @@
 //
 // Work is cut into chunks of a size that the op fixes, and workers take the next chunk from a counter: which thread computes a chunk
 // changes with every call, what the chunk is never does. Workers are started when first needed, park on a condition variable, and are
-// forgotten in a forked child, which starts its own. A call that finds the pool busy (another Python thread) runs on its own thread.
+// forgotten in a forked child, which starts its own. torch's team ends with a barrier that waits for every member, and its threads spin for
+// milliseconds after it (OMP_WAIT_POLICY=passive: they park at once, and each call wakes them, some 50 microseconds). So an op asks for
+// threads where its work is longer than that, and for one region a call, not one a step. A call that finds the pool busy (another Python
+// thread) runs on its own thread.
 #pragma once
 #include <cstdint>
 #if defined(__x86_64__)

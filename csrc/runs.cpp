@@ -1,7 +1,10 @@
 #include "runs.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "arrays.h"
@@ -14,8 +17,14 @@
 
 namespace codeword {
 
+namespace {
+std::atomic<double> thread_bytes{1.5e6};
+}
+
+void set_thread_bytes(double bytes) { thread_bytes = bytes; }
+
 int paying_threads(int workers, double bytes) {
-    constexpr double each = 1.5e6;
+    const double each = thread_bytes.load(std::memory_order_relaxed);
     return workers < 2 || bytes < 2 * each ? 1 : bytes < each * workers ? static_cast<int>(bytes / each) : workers;
 }
 
@@ -65,6 +74,7 @@ void run_lut_scan(const LutBlocks& blocks, const float* values, const Visit& vis
         const double fine = total / static_cast<double>(queries) / PART_BYTES;
         if (fine > static_cast<double>(parts)) parts = std::min(static_cast<int64_t>(fine), 8 * parts);
     }
+    if (parts > 1) visit.ready(0, queries);
     firsts.push_back(queries);
     const size_t bytes = lut_bytes(blocks.books, blocks.size, blocks.width);
     const int64_t slots = std::min(workers, std::max<int64_t>(1, groups * parts));
@@ -84,6 +94,7 @@ void run_lut_scan(const LutBlocks& blocks, const float* values, const Visit& vis
     parallel(groups * parts, static_cast<int>(slots), [&](int64_t chunk, int slot) {
         const int64_t group = chunk / parts, part = chunk % parts, first = firsts[group];
         const int num = static_cast<int>(firsts[group + 1] - first);
+        if (parts == 1) visit.ready(first, num);
         LutQuery some[LUT_QUERIES];
         for (int i = 0; i < num; ++i) {
             const int64_t q = first + i, place = parts > 1 ? (q * parts + part) * k : q * k, room = slot * at_once + i;
@@ -128,17 +139,27 @@ void run_lut_scan(const LutBlocks& blocks, const float* values, const Visit& vis
 
 namespace {
 
-constexpr int64_t PIECE = 2048, ROUND = 64;  // rows a task, tasks a round: candidates of a round take 2 MB at most
-constexpr int64_t FIRST = 64;                // rows of the first task; tasks double up to PIECE while the k-th distance still falls fast
+constexpr int64_t PIECE = 2048, HELD = 64;  // rows of a piece, pieces that may wait for an earlier one: their candidates take 2 MB at most
+constexpr int64_t FIRST = 64;               // rows of the first piece; they double up to PIECE while the k-th distance still falls fast
 
 struct Piece {
-    int64_t start, stop;
-    float coarse;
+    int64_t start, stop, span;
 };
 
-// Several workers on one query, with the answer of one: in every round pieces are looked at against the k-th distance before the round, which
-// keeps at least the rows that one worker would, then these are gone through in order. collect(query, piece, worst, scratch, fresh, candidates)
-// gives their number; fresh: the scratch has not seen this query. False where there is too little to do.
+// One query's pieces on their way: looked at in any order, gone through in theirs.
+struct Progress {
+    BitBest best;
+    std::atomic<float> worst{INFINITY};  // the k-th distance of the pieces gone through
+    std::atomic<int64_t> next{0}, passed{0};
+    std::atomic<int64_t> looked[HELD];   // by place: one more than the number of the piece that lies there
+    int64_t counts[HELD];
+    std::mutex turn;
+};
+
+// Several workers on one query, with the answer of one: a piece is looked at against a k-th distance of pieces before it, which keeps at least
+// the rows that one worker would; candidates are then gone through in order. All in one go, without rounds: a worker that the system puts
+// aside delays the others once. collect(query, piece, worst, scratch, fresh, candidates) gives their number; fresh: the scratch has not seen
+// this query. False where there is too little to do.
 template <class Collect>
 bool split_scan(Collect collect, const Visit& visit, int workers, int64_t scratch_bytes) {
     std::vector<std::vector<Piece>> pieces(static_cast<size_t>(visit.queries));
@@ -148,35 +169,48 @@ bool split_scan(Collect collect, const Visit& visit, int workers, int64_t scratc
         for (int64_t p = q * visit.probes; p < (q + 1) * visit.probes; ++p)
             for (int64_t start = visit.spans[2 * p]; start < visit.spans[2 * p + 1];) {
                 const int64_t size = mine.size() < 5 ? FIRST << mine.size() : PIECE, stop = std::min(start + size, visit.spans[2 * p + 1]);
-                mine.push_back({start, stop, visit.coarse[p]});
+                mine.push_back({start, stop, p});
                 start = stop;
             }
         longest = std::max(longest, mine.size());
     }
     if (longest < 8) return false;
+    visit.ready(0, visit.queries);
     Scratch scratch(product(scratch_bytes, workers));
-    std::unique_ptr<BitCandidate[]> found(new BitCandidate[static_cast<size_t>(PIECE * ROUND)]);
-    std::vector<int64_t> counts(ROUND), seen(static_cast<size_t>(workers), -1);
+    std::unique_ptr<BitCandidate[]> found(new BitCandidate[static_cast<size_t>(PIECE * HELD)]);
     auto replay = CODEWORD_PICK(bit_replay);
     auto finish = CODEWORD_PICK(bit_finish);
     for (int64_t q = 0; q < visit.queries; ++q) {
         const auto& mine = pieces[static_cast<size_t>(q)];
-        BitBest best{visit.distances + visit.k * q, visit.rows + visit.k * q, visit.k, 0};
         const int64_t count = static_cast<int64_t>(mine.size());
-        for (int64_t done = 0, round = 1; done < count;) {
-            const int64_t tasks = std::min(round, count - done);
-            const float worst = best.count < visit.k ? INFINITY : best.distances[0];
-            parallel(tasks, workers, [&](int64_t task, int slot) {
-                int64_t& known = seen[static_cast<size_t>(slot)];
-                counts[static_cast<size_t>(task)] = collect(q, mine[static_cast<size_t>(done + task)], worst, scratch.at + scratch_bytes * slot,
-                                                            known != q, found.get() + PIECE * task);
-                known = q;
-            });
-            for (int64_t task = 0; task < tasks; ++task) replay(found.get() + PIECE * task, counts[static_cast<size_t>(task)], best);
-            done += tasks;
-            round = done < 5 ? 1 : std::min(2 * round, ROUND);
-        }
-        finish(best);
+        Progress state{};
+        state.best = BitBest{visit.distances + visit.k * q, visit.rows + visit.k * q, visit.k, 0};
+        auto pass = [&] {  // whoever finds the turn free takes all that is next
+            std::unique_lock<std::mutex> lock(state.turn, std::try_to_lock);
+            if (!lock) return;
+            int64_t piece = state.passed.load(std::memory_order_relaxed);
+            for (; piece < count && state.looked[piece % HELD].load(std::memory_order_acquire) == piece + 1; ++piece)
+                replay(found.get() + PIECE * (piece % HELD), state.counts[piece % HELD], state.best);
+            if (state.best.count == visit.k) state.worst.store(state.best.distances[0], std::memory_order_relaxed);
+            state.passed.store(piece, std::memory_order_release);
+        };
+        parallel(workers, workers, [&](int64_t, int slot) {
+            bool fresh = true;
+            for (int64_t piece; (piece = state.next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+                while (piece >= state.passed.load(std::memory_order_acquire) + HELD) {
+                    pass();
+                    std::this_thread::yield();
+                }
+                const float worst = state.worst.load(std::memory_order_relaxed);
+                state.counts[piece % HELD] = collect(q, mine[static_cast<size_t>(piece)], worst, scratch.at + scratch_bytes * slot, fresh,
+                                                     found.get() + PIECE * (piece % HELD));
+                state.looked[piece % HELD].store(piece + 1, std::memory_order_release);
+                fresh = false;
+                pass();
+            }
+        });
+        pass();
+        finish(state.best);
     }
     return true;
 }
@@ -193,7 +227,7 @@ void run_bit_scan(const BitBlocks& blocks, const BitQueries& all, const Visit& v
     };
     auto collect = [&, part = CODEWORD_PICK(bit_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, bool fresh,
                                                           BitCandidate* found) {
-        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, fresh, found);
+        return part(blocks, query_of(q), piece.start, piece.stop, visit.coarse[piece.span], worst, scratch, fresh, found);
     };
     if (queries < workers && split_scan(collect, visit, workers, scratch_bytes)) return;
     // Neighbours with the same spans read the codes together, as long as every worker has something to do.
@@ -207,6 +241,7 @@ void run_bit_scan(const BitBlocks& blocks, const BitQueries& all, const Visit& v
     parallel(tasks, workers, [&](int64_t task, int slot) {
         BitQuery together[BIT_SHARED];
         const int64_t q = firsts[static_cast<size_t>(task)], count = firsts[static_cast<size_t>(task) + 1] - q;
+        visit.ready(q, count);
         for (int64_t i = 0; i < count; ++i) together[i] = query_of(q + i);
         kernel(blocks, together, count, visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k,
                scratch.at + BIT_SHARED * scratch_bytes * slot, visit.distances + k * q, visit.rows + k * q);
@@ -222,14 +257,18 @@ void run_segment_scan(const SegmentBlocks& blocks, const SegmentQueries& all, co
     };
     auto collect = [&, part = CODEWORD_PICK(segment_collect)](int64_t q, const Piece& piece, float worst, uint8_t* scratch, bool fresh,
                                                               BitCandidate* found) {
-        return part(blocks, query_of(q), piece.start, piece.stop, piece.coarse, worst, scratch, fresh, found);
+        return part(blocks, query_of(q), piece.start, piece.stop, visit.coarse[piece.span], worst, scratch, fresh, found);
     };
     if (queries < workers && split_scan(collect, visit, workers, scratch_bytes)) return;
     Scratch scratch(product(scratch_bytes, std::min<int64_t>(workers, queries)));
     auto kernel = CODEWORD_PICK(segment_scan);
-    parallel(queries, workers, [&](int64_t q, int slot) {
-        kernel(blocks, query_of(q), visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k, scratch.at + scratch_bytes * slot,
-               visit.distances + k * q, visit.rows + k * q);
+    const int64_t each = std::min<int64_t>(16, std::max<int64_t>(1, queries / (4 * workers)));  // queries a task: they are made ready together
+    parallel((queries + each - 1) / each, workers, [&](int64_t task, int slot) {
+        const int64_t first = task * each, last = std::min(queries, first + each);
+        visit.ready(first, last - first);
+        for (int64_t q = first; q < last; ++q)
+            kernel(blocks, query_of(q), visit.spans + 2 * probes * q, visit.coarse + probes * q, probes, k, scratch.at + scratch_bytes * slot,
+                   visit.distances + k * q, visit.rows + k * q);
     });
 }
 

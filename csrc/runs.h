@@ -2,6 +2,7 @@
 // scan (an op of its own, or a search from query to hits) come here. The caller has released the interpreter.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "bit_scan/bit_scan.h"
@@ -13,6 +14,7 @@ namespace codeword {
 // Threads that pay for a pass over so many bytes of codes (a byte counts once for every query that looks at it), of those allowed. Waking
 // a worker, or waiting for one that the system has put aside, takes tens of microseconds; 1.5 MB of codes take about 40.
 int paying_threads(int workers, double bytes);
+void set_thread_bytes(double bytes);  // what pays for a thread; 0: every thread is used, for tests
 
 // Bytes at a 64-byte boundary, not initialised.
 struct Scratch {
@@ -31,6 +33,12 @@ struct Visit {
     int workers;
     float* distances;
     int64_t* rows;
+    // Where queries are not ready yet: makes count from first on ready, and their coarse, on the thread that is about to scan for them.
+    const std::function<void(int64_t first, int64_t count)>* prepare = nullptr;
+
+    void ready(int64_t first, int64_t count) const {
+        if (prepare) (*prepare)(first, count);
+    }
 };
 
 struct BitQueries {

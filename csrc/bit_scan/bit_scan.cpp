@@ -12,8 +12,6 @@ namespace CODEWORD_TARGET {
 namespace {
 
 constexpr int64_t LINE = 64;
-constexpr int64_t AHEAD = 1 << 13;  // bytes of planes fetched early
-constexpr int64_t FAR = 1 << 20;    // where a span's planes are larger than this: then they come from memory
 constexpr int DEPTH = 8;            // blocks whose rows may wait for their second look
 constexpr int64_t EARLY = 32;       // blocks, of the first ones, that wait for one other only: there the k-th distance still falls fast
 
@@ -45,15 +43,6 @@ const Ready& kept(const BitBlocks& blocks, const BitQuery& query, uint8_t* scrat
     if (fresh) *at = ready(blocks, query, scratch + READY_BYTES);
     at->query = &query;
     return *at;
-}
-
-// A block's planes and factors, some blocks before they are read. (Prefetching never faults.)
-CODEWORD_INLINE void prefetch_block(const BitBlocks& blocks, int64_t b) {
-    const int64_t size = blocks.eights * BLOCK;
-    const uint8_t* planes = blocks.planes + b * size + AHEAD;
-    for (int64_t i = 0; i < size; i += LINE) __builtin_prefetch(planes + i);
-    const float* factors = blocks.factors + (b + AHEAD / size) * 3 * BLOCK;
-    for (int64_t i = 0; i < 3 * BLOCK; i += LINE / 4) __builtin_prefetch(factors + i);
 }
 
 CODEWORD_INLINE float spread_of(const BitBlocks& blocks, const BitQuery& query, float base, int64_t block) {
@@ -96,6 +85,7 @@ CODEWORD_INLINE float second_look(const BitBlocks& blocks, const Ready& ready, D
 CODEWORD_INLINE void prefetch_row(const BitBlocks& blocks, int64_t row) {
     const uint8_t* at = blocks.rest + row * blocks.width;
     for (int64_t i = 0; i < blocks.width; i += LINE) __builtin_prefetch(at + i);
+    if (blocks.width) __builtin_prefetch(at + blocks.width - 1);  // rows do not start at a line
     __builtin_prefetch(blocks.rest_factors + 3 * row);
 }
 
@@ -132,12 +122,10 @@ void scan(const BitBlocks& blocks, const Ready* ready, const int64_t* spans, con
     };
     for (int64_t p = 0; p < probes; ++p) {
         const int64_t start = spans[2 * p], stop = spans[2 * p + 1];
-        const bool far = (stop - start) / 8 * blocks.eights * 8 > FAR;
         for (int64_t first = start; first < stop; first += BLOCK) {
             const int64_t b = first / BLOCK;
             const float* factors = blocks.factors + b * 3 * BLOCK;
             alignas(64) int32_t sums[Q][BLOCK];
-            if (far) prefetch_block(blocks, b);
             table_sums<Q>(blocks.planes + b * blocks.eights * BLOCK, tables, blocks.eights, sums);
             for (int q = 0; q < Q; ++q) {
                 const BitQuery& query = *ready[q].query;
@@ -224,7 +212,6 @@ void bit_scan(const BitBlocks& blocks, const BitQuery* queries, int64_t together
 int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t start, int64_t stop, float coarse, float worst, uint8_t* scratch,
                     bool fresh, BitCandidate* out) {
     const Ready& one = kept(blocks, query, scratch, fresh);
-    const bool far = (stop - start) / 8 * blocks.eights * 8 > FAR / 16;
     const Dot dot_all = dot_of(blocks.bits);
     const float base = coarse + query.offset;
     BitCandidate* next = out;
@@ -232,7 +219,6 @@ int64_t bit_collect(const BitBlocks& blocks, const BitQuery& query, int64_t star
         const int64_t b = first / BLOCK;
         alignas(64) int32_t sums[1][BLOCK];
         alignas(64) float bounds[BLOCK];
-        if (far) prefetch_block(blocks, b);
         table_sums<1>(blocks.planes + b * blocks.eights * BLOCK, &one.tables, blocks.eights, sums);
         const float spread = dot_all ? spread_of(blocks, query, base, b) : 0.0f;
         uint32_t near = first_look(sums[0], one.absolute, blocks.factors + b * 3 * BLOCK, query, !dot_all, base, spread, worst, bounds) &

@@ -139,17 +139,21 @@ class Quantizer(nn.Module):
         return self
 
     @torch.no_grad()
-    def encode(self, x: Array, *, given: Array | None = None, metric: Array | None = None) -> Codes:
+    def encode(self, x: Array, *, given: Array | None = None, metric: Array | None = None, out: Codes | None = None) -> Codes:
         """Codes of ``x`` (..., dim). ``given`` (broadcastable to x) is subtracted first, e.g. a list's centroid;
-        ``metric`` (dim, dim) is the quadratic form to minimise, where ``takes_metric``."""
+        ``metric`` (dim, dim) is the quadratic form to minimise, where ``takes_metric``. ``out``: Codes of the shapes and types that would
+        be returned, on CPU arrays mapped from files perhaps; they are written, a block at a time, and returned."""
         self._require_fitted("encode")
         arrays.check_rows(x, self.dim, f"{self.name}.encode")
         form = self._check_metric(metric)
         lead = tuple(x.shape[:-1])
         n, start = math.prod(lead), 0
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        indices = torch.empty(n, len(self.levels), dtype=self.index_dtype, device=device)
-        side = torch.empty(n, self.side_count, dtype=self.side_dtype, device=device)
+        if out is None:
+            indices = torch.empty(n, len(self.levels), dtype=self.index_dtype, device=device)
+            side = torch.empty(n, self.side_count, dtype=self.side_dtype, device=device)
+        else:
+            indices, side = self._views(out, lead)
         whole = arrays.float_blocks(x, self.dim) if given is not None and self.weighs_rows else None
         for block in arrays.float_blocks(x, self.dim, minus=given):
             arrays.check_finite(block, f"{self.name}.encode")
@@ -157,10 +161,12 @@ class Quantizer(nn.Module):
                 own = block.to(self.device)
                 index, extra = self._encode(own, form) if whole is None else self._encode_relative(own, next(whole).to(self.device), form)
             part = slice(start, start + len(block))
-            indices[part] = index.to(self.index_dtype).to(device)
+            indices[part] = index.to(self.index_dtype).to(indices.device)
             if extra is not None:
-                side[part] = extra.to(self.side_dtype).to(device)
+                side[part] = extra.to(self.side_dtype).to(side.device)
             start += len(block)
+        if out is not None:
+            return out
         codes = Codes(indices.reshape(*lead, len(self.levels)), side.reshape(*lead, self.side_count) if self.side_count else None)
         return arrays.like_codes(codes, x)
 
@@ -346,8 +352,8 @@ class Quantizer(nn.Module):
 
     def _forward_with(self, x: Tensor, mask: Tensor | None, forward: Callable[[Tensor, Tensor | None], tuple],
                       lengths: Tensor | None = None) -> Quantized:
-        """All that ``forward`` does around ``_forward``, or around another such function that uses ``lengths`` (...) int32 positions of each
-        row's code."""
+        """All that ``forward`` does around ``_forward``, or around a function like it that uses the first ``lengths`` (...) int32 positions
+        of each row's code."""
         if not torch.compiler.is_compiling():
             self._require_fitted("forward")
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -368,7 +374,7 @@ class Quantizer(nn.Module):
         codes = Codes(
             index.to(self.index_dtype).reshape(*lead, len(self.levels)),
             side.to(self.side_dtype).reshape(*lead, self.side_count) if side is not None else None,
-            lengths if keep is None else (keep.to(torch.int32) * (len(self.levels) if lengths is None else lengths.reshape(-1))).reshape(lead),
+            lengths if keep is None else keep.reshape(lead).to(torch.int32) * (len(self.levels) if lengths is None else lengths),
         )
         return Quantized(values.to(x.dtype).reshape(x.shape), codes, loss, stats)
 
@@ -389,6 +395,19 @@ class Quantizer(nn.Module):
     def _require_fitted(self, what: str) -> None:
         if not self.fitted:
             raise NotFitted(f"{self.name}.{what} needs a fitted quantizer; call fit(x) first")
+
+    def _views(self, out: Codes, lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The arrays of ``out`` as rows of indices and side floats to write into; ShapeError where ``encode`` would return others."""
+        wanted = [(out.indices, "indices", self.index_dtype, len(self.levels)), (out.side, "side", self.side_dtype, self.side_count)]
+        views = []
+        for array, name, dtype, width in wanted:
+            if name == "side" and width == 0 and array is None:
+                views.append(torch.empty(math.prod(lead), 0, dtype=dtype))
+                continue
+            views.append(arrays.writable_rows(array, (*lead, width), dtype, f"{self.name}.encode out.{name}"))
+        if out.lengths is not None:
+            raise ShapeError(f"{self.name}.encode got out with lengths; codes that it writes have none")
+        return views[0], views[1]
 
     def _check_metric(self, metric: Array | None) -> Tensor | None:
         if metric is None:

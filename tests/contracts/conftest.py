@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 from exceptions import EXCEPTIONS
-from subjects import Subject
+from subjects import VARIANTS, Subject
 
 from codeword import catalog
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
-        names = [entry.name for entry in catalog.QUANTIZERS]
-        metafunc.parametrize("subject", [Subject(name) for name in names], ids=names)
+        subjects = [Subject(entry.name, variant) for entry in catalog.QUANTIZERS for variant in ("", *VARIANTS.get(entry.name, ()))]
+        metafunc.parametrize("subject", subjects, ids=["-".join(filter(None, subject)) for subject in subjects])
 
 
 @pytest.fixture(autouse=True)

@@ -18,14 +18,29 @@ from codeword.quantizer import Codes, Quantizer
 ROWS = 96
 
 
+VARIANTS = {
+    "vq": {"averages": "vq:codebook_size=12,iterations=3,learning=ema",
+           "soft": "vq:codebook_size=12,iterations=3,estimator=ibq,penalties=diversity:0.1+active_orthogonality:0.1,revival=0.1"},
+    "rvq": {"averages": "rvq:num_codebooks=3,codebook_size=4,iterations=3,beam=1,learning=ema,estimator=rotation"},
+    "pq": {"averages": "pq:num_codebooks=4,codebook_size=4,iterations=3,learning=ema,estimator=diveq_detached"},
+    "simvq": {"rotation": "simvq:codebook_size=12,steps=5,batch_size=32,estimator=rotation"},
+}
+"""Further ways of training an entry, of its example's width: asked what its example is asked."""
+
+
 class Subject(NamedTuple):
-    """One catalog entry under test."""
+    """One catalog entry under test, or one variant of it."""
 
     name: str
+    variant: str = ""
 
     @property
     def entry(self) -> catalog.Entry:
         return catalog.entry(self.name)
+
+    @property
+    def spec(self) -> str:
+        return VARIANTS[self.name][self.variant] if self.variant else self.entry.example_spec
 
     @property
     def dim(self) -> int:
@@ -33,11 +48,11 @@ class Subject(NamedTuple):
 
     def new(self) -> Quantizer:
         """A fresh, unfitted instance."""
-        return catalog.make(self.entry.example_spec, self.dim)
+        return catalog.make(self.spec, self.dim)
 
     def fitted(self) -> Quantizer:
         """A copy of an instance fitted on ``rows()``, in eval mode."""
-        return copy.deepcopy(_fitted(self.name))
+        return copy.deepcopy(_fitted(self))
 
     def rows(self, n: int = ROWS, seed: int = 0) -> np.ndarray:
         """float32 (n, dim): normal rows with unequal variances and a mean."""
@@ -49,8 +64,7 @@ class Subject(NamedTuple):
 
 
 @functools.cache
-def _fitted(name: str) -> Quantizer:
-    subject = Subject(name)
+def _fitted(subject: Subject) -> Quantizer:
     return subject.new().fit(subject.rows()).eval()
 
 

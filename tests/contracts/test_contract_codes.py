@@ -13,7 +13,7 @@ from codeword import ops
 from codeword.errors import ShapeError, Unsupported
 from codeword.io.objects import codes_to_parts
 from codeword.parts.arrays import unsigned_dtype
-from codeword.quantizer import Progressive
+from codeword.quantizer import Codes, Progressive
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -23,6 +23,25 @@ def test_codes_do_not_depend_on_the_batch(subject: Subject, chunk: int) -> None:
     quantizer, x = subject.fitted(), subject.rows()
     parts = [quantizer.encode(x[start:start + chunk]) for start in range(0, len(x), chunk)]
     assert same(join(parts), quantizer.encode(x))
+
+
+def test_codes_can_be_written_into_arrays_of_the_caller(subject: Subject, tmp_path) -> None:
+    quantizer, x = subject.fitted(), subject.rows()
+    want = quantizer.encode(x)
+    files = [None if part is None else np.memmap(tmp_path / name, part.dtype, "w+", shape=part.shape)
+             for name, part in zip(("indices", "side"), want[:2], strict=True)]
+    out = Codes(*files)
+    assert quantizer.encode(x, out=out) is out
+    for name, part in zip(("indices", "side"), want[:2], strict=True):
+        assert part is None or (tmp_path / name).read_bytes() == part.tobytes()
+    narrow = out._replace(indices=np.zeros((len(x), len(quantizer.levels) + 1), want.indices.dtype))
+    other = out._replace(indices=np.zeros(want.indices.shape, np.float32))
+    turned = out._replace(indices=np.zeros(want.indices.shape[::-1], want.indices.dtype).T)
+    lengths = out._replace(lengths=np.zeros(len(x), np.int32))
+    locked = out._replace(indices=np.broadcast_to(want.indices[:1, :1], want.indices.shape))
+    for wrong in (narrow, other, lengths, locked, *([turned] if min(want.indices.shape) > 1 else [])):
+        with pytest.raises(ShapeError, match="encode"):
+            quantizer.encode(x, out=wrong)
 
 
 def test_codes_do_not_depend_on_order(subject: Subject) -> None:

@@ -80,9 +80,9 @@ def test_unknown_arguments_are_refused(subject: Subject) -> None:
     quantizer = subject.new()
     with pytest.raises(TypeError):
         type(quantizer)(**quantizer.config, colour="red")
-    mark = "," if ":" in subject.entry.example_spec.rpartition(")")[2] else ":"
+    mark = "," if ":" in subject.spec.rpartition(")")[2] else ":"
     with pytest.raises(CodewordError):
-        catalog.make(f"{subject.entry.example_spec}{mark}colour=red", subject.dim)
+        catalog.make(f"{subject.spec}{mark}colour=red", subject.dim)
 
 
 def test_repr_names_the_class_and_its_arguments(subject: Subject) -> None:

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from subjects import Subject, generator_states, same, state
 
 from codeword.errors import ShapeError
@@ -140,3 +141,31 @@ def test_forward_compiles(subject: Subject) -> None:
     assert torch.equal(out.values.detach(), expected.values) and same(out.codes, expected.codes)
     torch.testing.assert_close(out.loss, expected.loss)
     (out.values.sum() + out.loss).backward()
+
+
+def test_forward_exports(subject: Subject) -> None:
+    """One graph for any number of items, with a mask, and nothing in it but ops."""
+    quantizer = subject.fitted()
+    x, mask = subject.tensor(20).reshape(5, 4, subject.dim), torch.arange(20).reshape(5, 4) % 3 != 1
+    items = torch.export.Dim("items", min=2, max=64)
+    torch._dynamo.reset()
+    program = torch.export.export(quantizer, (x,), {"mask": mask}, dynamic_shapes={"x": {0: items}, "mask": {0: items}})
+    for n in (5, 7):
+        y, keep = subject.tensor(4 * n, seed=1).reshape(n, 4, subject.dim), torch.arange(4 * n).reshape(n, 4) % 5 != 2
+        found, expected = program.module()(y, mask=keep), quantizer(y, mask=keep)
+        assert torch.equal(found.values, expected.values) and same(found.codes, expected.codes)
+
+
+@warnings_are_errors
+def test_checkpointing_gives_the_same_gradients(subject: Subject) -> None:
+    quantizer, rows = subject.fitted().train(), subject.tensor(24)
+    found = []
+    for again in (False, True):
+        quantizer.zero_grad()
+        torch.manual_seed(0)  # for those that draw; checkpointing itself must restore the generator
+        x = rows.clone().requires_grad_()
+        out = torch.utils.checkpoint.checkpoint(quantizer, x, use_reentrant=False) if again else quantizer(x)
+        (out.values.square().sum() + out.loss).backward()
+        found.append([x.grad, *(parameter.grad for parameter in quantizer.parameters())])
+    for plain, twice in zip(*found, strict=True):
+        assert (plain is None and twice is None) or torch.equal(plain, twice)

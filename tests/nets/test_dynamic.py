@@ -196,8 +196,9 @@ def test_learned_router_threshold(g: torch.Generator):
 
 
 def test_budget_loss_values():
-    gates = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
-    assert float(budget_loss(gates, 0.5)) == pytest.approx(0.0625) and float(budget_loss(gates[:0], 0.5)) == 0
+    odds = torch.tensor([[[40.0, -40.0], [40.0, 40.0]]])
+    assert float(budget_loss(odds, 0.5)) == pytest.approx(0.0625) and float(budget_loss(odds[:0], 0.5)) == 0
+    assert float(budget_loss(torch.full((1, 2, 2), math.log(3)), 0.75)) == pytest.approx(0, abs=1e-12)
 
 
 # ---------------------------------------------------------------------- the tokenizer
@@ -280,17 +281,17 @@ def test_router_gradient_is_what_the_other_branch_would_change(pictures: Tensor,
 
 @pytest.mark.parametrize("fraction", [0.3, 0.7])
 def test_budget_is_reached(fraction: float, pictures: Tensor):
-    """A short training on real pictures: the share of fine cells comes to its target, in training, in inference too where no clump of
-    blank cells lies at the threshold, and the error falls."""
+    """A short training on real pictures: the share of fine cells comes to its target, in training, near it in inference (cells that
+    look alike are decided alike) where no clump of blank cells lies at the threshold, and the error falls."""
     torch.manual_seed(0)
-    model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), fraction=fraction, **SMALL)
+    model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), router="features", fraction=fraction, **SMALL)
     history = model.fit(pictures, steps=80, batch_size=12, learning_rate=6e-3)
     shares, errors = ([row[key] for row in history] for key in ("fine", "l2"))
     assert np.mean(shares[-20:]) == pytest.approx(fraction, abs=0.06)
     assert np.mean(errors[-10:]) < 0.75 * float(pictures.var()) and np.mean(errors[-10:]) < 0.5 * errors[0]
     out = model(pictures)
     if fraction < 0.5:
-        assert float(out.stats["fine"]) == pytest.approx(fraction, abs=0.1)
+        assert float(out.stats["fine"]) == pytest.approx(fraction, abs=0.2)
 
 
 def test_fit_repeats_itself(pictures: Tensor):
@@ -298,7 +299,7 @@ def test_fit_repeats_itself(pictures: Tensor):
     prints = []
     for noise in (0, 5):
         torch.manual_seed(1)
-        model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), **SMALL)
+        model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), router="features", **SMALL)
         torch.rand(noise)
         state = torch.get_rng_state()
         model.fit(pictures, steps=3, batch_size=8, seed=2)
@@ -315,7 +316,8 @@ def test_compiled_equals_eager(pictures: Tensor):
     """One graph, no breaks, the same numbers."""
     x = pictures[:4, :, 4:12, 4:12]
     torch.manual_seed(0)
-    model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), channels=1, size=8, width=4, multipliers=[1, 1])
+    model = DynamicTokenizer(quantizer=codeword.make(SPECS[1], 4), router="features", channels=1, size=8, width=4,
+                             multipliers=[1, 1])
     model.start(x)
     torch.manual_seed(3)
     expected = model(x)

@@ -27,6 +27,16 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     NATIVE.set_isa("")
 
 
+@pytest.fixture(autouse=True, scope="package")
+def small_work_is_split() -> Iterator[None]:
+    """Scans take all threads they are given, however little there is to do."""
+    if NATIVE is not None:
+        NATIVE.set_thread_bytes(0)
+    yield
+    if NATIVE is not None:
+        NATIVE.set_thread_bytes(1.5e6)
+
+
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

@@ -24,7 +24,8 @@ else:
     @pytest.mark.skipif(not INSTALLED, reason="triton is not installed (extra gpu)")
     @pytest.mark.parametrize("part", ["nearest_is", "awkward or segment or gather or layer", "way or ties or finite or scales", "bounds"])
     def test_in_the_interpreter(part: str) -> None:
-        done = python("-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT), "-k", part,
+        done = python("-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT),
+                      "-k", part,
                       str(pathlib.Path(__file__).with_name("triton_cases.py")), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
         assert done.returncode == 0 and re.search(r"\b[1-9]\d* passed", done.stdout), done.stdout[-3000:] + done.stderr[-1000:]
 

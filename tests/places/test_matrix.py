@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from codeword import FSQ, Index, Unsupported
+from codeword import FSQ, Index, Unsupported, catalog
 from codeword.compress.caches.kv import KVCache
 from codeword.compress.hessian import Hessian, proxy_loss
 from codeword.compress.weights.columns import quantize_weight
@@ -26,11 +26,20 @@ from codeword.report import places
 
 MATRIX = places.matrix()
 NAMES = list(MATRIX["rows"])
+RANKS = {
+    "vq by averages": ("vq:codebook_size=12,iterations=3,learning=ema,revival=0.3", 6),
+    "vq revived": ("vq:codebook_size=12,iterations=3,revival=0.3,estimator=rotation", 6),
+    "vq by index backpropagation": ("vq:codebook_size=12,iterations=3,estimator=ibq,penalties=entropy:0.1", 6),
+    "rvq by averages": ("rvq:num_codebooks=3,codebook_size=4,iterations=3,beam=1,learning=ema,revival=0.3,dropout=0.5", 6),
+    "pq by averages": ("pq:num_codebooks=3,codebook_size=4,iterations=3,learning=ema,revival=0.3", 6),
+    "simvq by diveq": ("simvq:codebook_size=12,steps=5,estimator=diveq", 6),
+}
+"""Further ways of training, on two ranks."""
 
 
 def example(name: str) -> Quantizer:
     """A fresh, unfitted example."""
-    return dict(places.examples())[name]
+    return catalog.make(*RANKS[name]) if name in RANKS else dict(places.examples())[name]
 
 
 def cell(name: str, place: str) -> str:
@@ -56,7 +65,6 @@ def fitting(name: str, place: str, use: Callable[[Quantizer], Any]) -> Quantizer
 
 
 def test_matrix_covers_the_catalog():
-    from codeword import catalog
     assert len(MATRIX["rows"]) == len(catalog.QUANTIZERS)
     assert all(len(cells) == len(MATRIX["places"]) for cells in MATRIX["rows"].values())
     assert cell("vq", "GPTQ") == "metric" and cell("fsq", "KV") == "wrap" and cell("rabitq", "flat") == "fused"
@@ -170,8 +178,9 @@ def _rank(rank: int, port: int, x: Tensor, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     found = {}
-    for name in NAMES:
+    for name in (*NAMES, *RANKS):
         model, optimizer = bottleneck(name, x)
+        torch.manual_seed(rank)
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
         for i in range(3):
             mine = x[i * 32 + rank * 16:i * 32 + rank * 16 + 16]
@@ -188,11 +197,11 @@ def test_two_ranks(any_pictures: Tensor, tmp_path: Path):
         port = probe.getsockname()[1]
     mp.spawn(_rank, (port, any_pictures, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name in NAMES:
+    for name in (*NAMES, *RANKS):
         start = bottleneck(name, any_pictures)[0].state_dict()
         assert all(torch.equal(value, second[name][key]) for key, value in first[name].items()), name
         moved = any(not torch.equal(value, first[name][key]) for key, value in start.items() if key.startswith("quantizer"))
-        assert moved == (cell(name, "ranks") == "same"), name
+        assert moved == (name in RANKS or cell(name, "ranks") == "same"), name
 
 
 def test_every_place_refuses_in_the_same_words():

@@ -8,6 +8,7 @@ from torch import nn
 
 import codeword
 from codeword.errors import CodewordError, ShapeError, Unsupported
+from codeword.parts import random
 from codeword.parts.alignment import disentangle, info_nce
 
 
@@ -22,7 +23,8 @@ def made(**options) -> codeword.FactorizedVQ:
 
 def test_codes_and_values_are_those_of_separate_cosine_codebooks() -> None:
     quantizer, x = made(seed=4).fit(rows()), rows()
-    parts = [codeword.CosineVQ(dim=4, codebook_size=8, iterations=5, entropy=0.03, seed=4 + m).fit(x[:, 4 * m:4 * m + 4]) for m in range(3)]
+    parts = [codeword.CosineVQ(dim=4, codebook_size=8, iterations=5, entropy=0.03, seed=random.part_seed(4, m)).fit(x[:, 4 * m:4 * m + 4])
+             for m in range(3)]
     codes = [part.encode(x[:, 4 * m:4 * m + 4]) for m, part in enumerate(parts)]
     assert torch.equal(quantizer.encode(x).indices, torch.cat([c.indices for c in codes], 1))
     assert torch.equal(quantizer.decode(quantizer.encode(x)), torch.cat([p.decode(c) for p, c in zip(parts, codes, strict=True)], 1))

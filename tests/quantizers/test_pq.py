@@ -9,6 +9,7 @@ from torch import Tensor
 
 import codeword
 from codeword.errors import FormatError, ShapeError, Unsupported
+from codeword.ops import lut_blocks
 from codeword.parts import lookup
 from codeword.quantizer import Packed
 from codeword.quantizers.pq import PQ
@@ -112,8 +113,11 @@ def test_impossible_values_are_refused(size: int) -> None:
     with pytest.raises(ShapeError):
         pq.check(Packed(packed.tensors | {"codes": codes}, packed.rows))
     # and they cannot lead a kernel outside its tables before anybody looks
-    pq.search_spans(Packed(packed.tensors | {"codes": codes}, packed.rows), pq.prepare(x[:1], "l2"), torch.tensor([[[0, packed.rows]]]),
-                    torch.zeros(1, 1), packed.rows, None, 1)
+    inside = lut_blocks.unpack_codes(codes, torch.arange(packed.rows), pq.num_codebooks, size).to(torch.int64).clamp(max=size - 1)
+    hits = [pq.search_spans(Packed(packed.tensors | {"codes": some}, packed.rows), pq.prepare(x[:1], "l2"),
+                            torch.tensor([[[0, packed.rows]]]), torch.zeros(1, 1), packed.rows, None, 1)
+            for some in (codes, lut_blocks.pack_codes(inside, size))]
+    assert all(torch.equal(a, b) for a, b in zip(*hits, strict=True))
     with pytest.raises(ShapeError, match="row_terms"):
         pq.check(Packed(packed.tensors | {"row_terms": torch.full((packed.rows,), torch.nan)}, packed.rows))
     with pytest.raises(Unsupported, match="metric"):

@@ -1,7 +1,7 @@
 """The one experiment of the claims about image tokenizers: train an autoencoder around a quantizer on small images, measure it on others.
 
-The training loop is the one that ``codeword tokenizer train`` runs. Arms of a comparison share seed, first weights, order of images, steps and
-schedule, and differ in the quantizer (and in what else the claim is about). An arm is trained once for all checks that look at it.
+The training loop is the one that ``codeword tokenizer train`` runs. Arms of a comparison share seed, first weights, order of images,
+steps and schedule, and differ in the quantizer (and in what else the claim is about). An arm is trained once for all its checks.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ IMAGES = {"smoke": 128, "small": 1 << 30, "paper": 1 << 30}
 
 
 class Arm(NamedTuple):
-    """What became of one quantizer on unseen images: ``error``, mean squared error of pixels in [0, 1]; ``usage``, share of codewords chosen
-    at least once; ``perplexity`` of the choices; ``seconds`` a training step; and the tokenizer."""
+    """What became of one quantizer on unseen images: ``error``, mean squared error of pixels in [0, 1]; ``usage``, share of codewords
+    chosen at least once; ``perplexity`` of the choices; ``seconds`` a training step; and the tokenizer."""
 
     error: float
     usage: float

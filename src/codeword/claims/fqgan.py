@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ def separate(setting: Setting) -> float:
     """Share of held-out rows coded otherwise by two separate cosine codebooks, seeded s and s + 1."""
     quantizer, rows = _fitted(setting)
     train = setting.train[:512, :16]
-    halves = [CosineVQ(dim=8, codebook_size=32, iterations=5, seed=setting.seed + m).fit(train[:, 8 * m:8 * m + 8]) for m in range(2)]
+    halves = [CosineVQ(dim=8, codebook_size=32, iterations=5, seed=random.part_seed(setting.seed, m)).fit(train[:, 8 * m:8 * m + 8])
+              for m in range(2)]
     alone = torch.cat([torch.as_tensor(half.encode(rows[:, 8 * m:8 * m + 8]).indices) for m, half in enumerate(halves)], dim=1)
     return float(torch.as_tensor(quantizer.encode(rows).indices).ne(alone).any(1).float().mean())
 
@@ -55,6 +58,7 @@ def representation_gradient(setting: Setting) -> float:
     return float(reached[8:].mean() - reached[:8].mean())
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _trained(setting: Setting, weight: float) -> Outcome:
     quantizer = FactorizedVQ(dim=WIDTH, codebook_size=SIZE[setting.budget], disentangle=weight, iterations=5, seed=setting.seed)
     return trained(quantizer, setting, fitted)
@@ -99,5 +103,7 @@ CLAIM = Claim(
               error_over_one),
     ),
     notes="An autoencoder of sentence embeddings stands in for one of images. The published gain is not at equal bits, nor is "
-          "error_over_one; nothing in the paper promises one at equal bits. The generator (FAR) is not part of this claim.",
+          "error_over_one; nothing in the paper promises one at equal bits. In the first "
+          "measurement the disentangling loss lowered the squared cosine to 0.58 of its value (three seeds), not surely to half. "
+          "The generator (FAR) is not part of this claim.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,7 @@ def _bridge(setting: Setting, dim: int) -> Arm:
     return lambda: net(raw), [raw, *net.parameters()]
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _outcome(setting: Setting, make: Callable[[Setting, int], Arm], *, annealed: bool = True) -> tuple[float, float]:
     """(usage of the training vectors, held-out error) of a codebook trained on vectors by the same steps, rate and schedule."""
     train, test = scaled(setting)
@@ -169,5 +171,8 @@ CLAIM = Claim(
               "over 2.61)", Rule(high=1.0), annealing),
     ),
     notes="The relations here are network-free: codebooks of three kinds trained on sentence embeddings themselves, equal steps, rate and "
-          "schedule. Utilisation inside a trained image tokenizer is not part of them.",
+          "schedule. Utilisation inside a trained image tokenizer is "
+          "not part of them. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of the codewords, while free "
+          "codewords, which start apart though close together, reach 80 % with the same rate; the error is lower all the same, and "
+          "annealing changes nothing. BridgeVQ.fit itself starts its codewords apart.",
 )

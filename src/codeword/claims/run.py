@@ -31,7 +31,7 @@ BUNDLED, BUNDLED_IMAGES, SYNTHETIC = "bundled sentences", "bundled images", "syn
 COUNTED = (BUNDLED, BUNDLED_IMAGES, SYNTHETIC)
 """Names of the data that count towards a system's tier."""
 
-_NOT_CLAIMS = ("autoencoder", "record", "run", "vector_autoencoder")
+_NOT_CLAIMS = ("autoencoder", "record", "run", "survey_families", "vector_autoencoder")
 
 
 def available() -> list[str]:

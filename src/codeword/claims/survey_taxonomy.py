@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from codeword.claims import survey_families
 from codeword.claims.record import Check, Claim, Rule, Setting
 from codeword.parts import random
 from codeword.quantizer import Codes, Quantizer
@@ -104,8 +105,8 @@ AT_MOST_ONE = Rule(high=1.0)
 
 CLAIM = Claim(
     name="survey_taxonomy",
-    sentence="The families of discrete tokenizers share one interface and their defining laws hold exactly (built of eight: VQ, RVQ, PQ, "
-             "AQ, FSQ); at equal bits OPQ and RVQ lose less than PQ, a beam less than greedy RVQ, and AQ less than that.",
+    sentence="Eight families of discrete tokenizers (VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, GART) share one interface and their defining laws "
+             "hold exactly; at equal bits OPQ and RVQ lose less than PQ, a beam less than greedy RVQ, and AQ less than that.",
     checks=(
         Check("fsq_round_trip", "identity", "codes of five level lists that do not survive decode and encode",
               Rule(0.0, 0.0), fsq_round_trip, seeds=1, needs_data=False),
@@ -117,7 +118,9 @@ CLAIM = Claim(
         Check("beam_greedy", "relation", "held-out error of RVQ with beam 8 over greedy RVQ, 4 codebooks of equal size", AT_MOST_ONE,
               beam_against_greedy),
         Check("aq_beam", "relation", "held-out error of AQ over RVQ with beam 8, 4 codebooks of equal size", AT_MOST_ONE, aq_against_beam),
+        *survey_families.CHECKS,
     ),
-    notes="VQ, RVQ, PQ, OPQ, AQ and FSQ are built; the laws of LFQ, BSQ and GART come with those quantizers. The bundled vectors have "
-          "fewer training rows than the card's experiment, so its codebooks have 64 codewords instead of 256.",
+    notes="The bundled vectors have fewer training rows than the card's experiment, so its codebooks have 64 codewords instead of 256. "
+          "GART's graph stands in for a knowledge graph: the most frequent words of the bundled sentences, an edge where one follows "
+          "another at distance 1, 2 or 3, the distance being its type.",
 )

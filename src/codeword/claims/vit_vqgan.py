@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,25 +69,26 @@ def logit_laplace_integral(setting: Setting) -> float:
     return float((inside + beyond - 1).abs().max())
 
 
-def _usage(setting: Setting, cosine: bool, width: int) -> Outcome:
+@lru_cache(maxsize=16)  # an arm serves several checks
+def _arm(setting: Setting, cosine: bool, width: int) -> Outcome:
     kind = CosineVQ if cosine else VQ
     return trained(kind(dim=width, codebook_size=SIZE[setting.budget], iterations=0, seed=setting.seed), setting, normal)
 
 
 def usage_with_normalisation(setting: Setting) -> float:
-    return _usage(setting, True, WIDE).usage / _usage(setting, False, WIDE).usage
+    return _arm(setting, True, WIDE).usage / _arm(setting, False, WIDE).usage
 
 
 def usage_when_narrow(setting: Setting) -> float:
-    return _usage(setting, True, NARROW).usage / _usage(setting, True, WIDE).usage
+    return _arm(setting, True, NARROW).usage / _arm(setting, True, WIDE).usage
 
 
 def usage_when_narrow_without(setting: Setting) -> float:
-    return _usage(setting, False, NARROW).usage / _usage(setting, False, WIDE).usage
+    return _arm(setting, False, NARROW).usage / _arm(setting, False, WIDE).usage
 
 
 def error_with_normalisation(setting: Setting) -> float:
-    return _usage(setting, True, WIDE).error / _usage(setting, False, WIDE).error
+    return _arm(setting, True, WIDE).error / _arm(setting, False, WIDE).error
 
 
 CLAIM = Claim(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,12 +64,14 @@ def baked(setting: Setting) -> float:
     return float((codes | values).float().mean())
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _clustered(setting: Setting, size: int) -> Outcome:
     """Frozen centres of the embeddings, in all their dimensions, and a projector into the latent width."""
     quantizer = ProjectedVQ(dim=WIDTH, codebook_size=size, steps=0, seed=setting.seed)
     return trained(quantizer.use_features(cluster_features(scaled(setting)[0], size, iterations=5, seed=setting.seed)), setting, fitted)
 
 
+@lru_cache(maxsize=16)  # an arm serves several checks
 def _free(setting: Setting, size: int, **options: Any) -> Outcome:
     """Trained codewords, U(+-1/K); with ``learning="ema"`` moving averages from there, without revival."""
     return trained(VQ(dim=WIDTH, codebook_size=size, iterations=0, seed=setting.seed, **options), setting, uniform)

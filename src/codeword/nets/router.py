@@ -4,11 +4,14 @@ An image falls into cells of ``cell`` x ``cell`` pixels. A router says for each 
 are wanted (1); ``fraction`` is the share of fine cells it aims at. All take (images, coarse, fine) and return ``Routed``: gates (b, h, w),
 exactly 0.0 or 1.0, and the scores they come from; ``fit(images)`` first, where there is something to learn from images.
 
-    FeatureRouter   learned with the network: d = W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]) is how much rather fine than coarse
+    FeatureRouter   learned with the network: d = W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]) is how much rather fine than coarse;
+                    it reads the latents and does not push them (the gradient of dice is noisy, and the encoder has better teachers)
                         training    s = sigmoid(d + L), L = ln u - ln(1 - u);  gate = [s > 1/2], with the gradient of s
                                     (the hard Gumbel-softmax of two choices, temperature 1: L is the difference of two Gumbel variables)
                         else        gate = [d > t]
-                    ``budget_loss`` = (mean gate - fraction)^2 holds it to the fraction over a batch; single images may differ.
+                    ``budget_loss`` = (mean sigmoid(d) - fraction)^2 holds it to the fraction over a batch; single images may differ.
+                    (The published one takes the mean of the gates; its expectation has the same mean without the noise of dice, which
+                    else drowns the reconstruction's much smaller gradient.)
                     t = 0 is the published choice, but dice and argmax differ: a router that says 0.7 everywhere is held to 0.7 in
                     training and then makes every cell fine. So t is a moving average of the batches' quantile 1 - fraction of d,
                     moved in ``follow``, never in a forward pass. Cells that look alike still fall on one side of it together, as blank
@@ -44,7 +47,8 @@ PACE = 0.05
 
 
 class Routed(NamedTuple):
-    """``gates`` (b, h, w) of 0.0 and 1.0; ``scores`` (b, h, w), detached, larger where fine codes are wanted more."""
+    """``gates`` (b, h, w) of 0.0 and 1.0; ``scores`` (b, h, w), larger where fine codes are wanted more: of a learned router the log odds
+    d, with gradient."""
 
     gates: Tensor
     scores: Tensor
@@ -98,14 +102,14 @@ class FeatureRouter(nn.Module):
             self.threshold += (total / count - self.threshold) * max(PACE, 1 / int(self.updates))
 
     def forward(self, images: Tensor, coarse: Tensor, fine: Tensor) -> Routed:
-        both = torch.cat((self.norm_coarse(coarse), F.avg_pool2d(self.norm_fine(fine), 2)), 1)
+        both = torch.cat((self.norm_coarse(coarse.detach()), F.avg_pool2d(self.norm_fine(fine.detach()), 2)), 1)
         rather_fine = self.choice(both).squeeze(1).float()                              # (b, h, w)
         if not self.training:
-            return Routed((rather_fine > self.threshold).to(rather_fine.dtype), rather_fine.detach())
+            return Routed((rather_fine > self.threshold).to(rather_fine.dtype), rather_fine)
         noise = torch.rand_like(rather_fine).clamp(1e-6, 1 - 1e-6)
         soft = torch.sigmoid(rather_fine + torch.logit(noise))
         gates = (soft > 0.5).to(soft.dtype) + (soft - soft.detach())                    # the bracket is exactly zero
-        return Routed(gates, rather_fine.detach())
+        return Routed(gates, rather_fine)
 
 
 class EntropyRouter(nn.Module):
@@ -164,10 +168,10 @@ class RandomRouter(nn.Module):
         return Routed((wheel < self.fraction).to(torch.float32), -wheel)
 
 
-def budget_loss(gates: Tensor, fraction: float) -> Tensor:
-    """(share of fine cells in the batch - fraction)^2. With g fine cells of n an image has n + 3 g codes, so holding one holds the other.
-    An empty batch has loss zero."""
-    return (gates.sum() / max(1, gates.numel()) - fraction).square() * (gates.numel() > 0)
+def budget_loss(log_odds: Tensor, fraction: float) -> Tensor:
+    """(expected share of fine cells in the batch - fraction)^2 for cells that are fine with these log odds. With g fine cells of n an image
+    has n + 3 g codes, so holding one holds the other. An empty batch has loss zero."""
+    return (torch.sigmoid(log_odds).sum() / max(1, log_odds.numel()) - fraction).square() * (log_odds.numel() > 0)
 
 
 def cell_entropy(images: Tensor, cell: int) -> Tensor:

@@ -84,7 +84,7 @@ def _additive_search(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, 
 
 @_additive_search.register_fake
 def _(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, filled: int, beam: int, sweeps: int) -> tuple[Tensor, Tensor]:
-    return codes.new_empty(len(codes), beam, codes.shape[2]), costs.new_empty(len(costs), beam)
+    return codes.new_empty(codes.shape[0], beam, codes.shape[2]), costs.new_empty(costs.shape[0], beam)
 
 
 def reference(terms: Tensor, gram: Tensor, codes: Tensor, costs: Tensor, filled: int, beam: int, sweeps: int) -> tuple[Tensor, Tensor]:

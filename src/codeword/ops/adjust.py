@@ -43,8 +43,8 @@ def adjust_code(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], round
             or any(not 1 <= b <= MAX_BITS for b in bits) or rounds < 0):
         raise ShapeError(f"adjust_code got rows {tuple(rows.shape)}, lengths {list(lengths)[:8]}, bits {list(bits)[:8]} and {rounds} "
                          f"rounds; lengths >= 1 that add up to the width, as many bits 1..{MAX_BITS} and rounds >= 0 are needed")
-    if steps is not None and (steps.shape != (len(rows), count) or steps.dtype != torch.float64):
-        raise ShapeError(f"adjust_code got steps {tuple(steps.shape)} {steps.dtype}; float64 {(len(rows), count)} are needed")
+    if steps is not None and (steps.shape != (rows.shape[0], count) or steps.dtype != torch.float64):
+        raise ShapeError(f"adjust_code got steps {tuple(steps.shape)} {steps.dtype}; float64 {(rows.shape[0], count)} are needed")
     return dispatch.run(_adjust_code, rows.detach().float().contiguous(), list(lengths), list(bits), rounds,
                         None if steps is None else steps.contiguous())
 
@@ -64,7 +64,7 @@ def _adjust_code(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], roun
 
 @_adjust_code.register_fake
 def _(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], rounds: int, steps: Tensor | None) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape, dtype=_dtype(bits)), rows.new_empty(len(rows), len(bits), 3, dtype=torch.float64)
+    return rows.new_empty(rows.shape, dtype=_dtype(bits)), rows.new_empty(rows.shape[0], len(bits), 3, dtype=torch.float64)
 
 
 def reference(rows: Tensor, lengths: Sequence[int], bits: Sequence[int], rounds: int, steps: Tensor | None = None) -> tuple[Tensor, Tensor]:

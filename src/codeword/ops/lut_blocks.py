@@ -3,7 +3,8 @@
     distance(q, row) = (((T_0[i_0] + T_1[i_1]) + ...) + T_{M-1}[i_{M-1}] + term) + coarse        float32, one rounding an addition
 
 with T = tables[q] (M, K) and i = the row's M codes; ``term`` is the row's own number, left out where there is none. Whatever tables
-hold, the answer is the k least pairs (distance, row) of the rows in the query's spans; distances of +inf and NaN are no hits.
+hold, the answer is the k least pairs (distance, row) of the rows in the query's spans; distances of +inf and NaN are no hits. A code of
+K or more, which only a file that nobody has checked yet can hold, counts as K - 1.
 
 Codes lie in blocks of 32 rows, all codes of a block together, in the fewest bits of 4, 8, 16 that hold K - 1:
 
@@ -126,7 +127,7 @@ def reference(blocks: Blocks, tables: Tensor, spans: Tensor, coarse: Tensor, k: 
 
 def sums(blocks: Blocks, tables: Tensor, start: int, stop: int) -> Tensor:
     """float32 (q, stop - start): table entries added in order, then the row's term."""
-    indices = unpack_codes(blocks.codes, torch.arange(start, stop), blocks.books, blocks.size).to(torch.int64)
+    indices = unpack_codes(blocks.codes, torch.arange(start, stop), blocks.books, blocks.size).to(torch.int64).clamp(max=blocks.size - 1)
     total = torch.zeros(len(tables), stop - start)
     for m in range(blocks.books):
         total += tables[:, m].index_select(1, indices[:, m])

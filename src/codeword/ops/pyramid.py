@@ -50,7 +50,7 @@ def reference_project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
 
 @_project_op.register_fake
 def _(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=torch.int64), x.new_empty(len(x), dtype=torch.float64)
+    return x.new_empty(x.shape, dtype=torch.int64), x.new_empty(x.shape[0], dtype=torch.float64)
 
 
 def _project(x: Tensor, pulses: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def reference_number(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
 
 @_number_op.register_fake
 def _(points: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-    return points.new_empty(len(points))
+    return points.new_empty(points.shape[0])
 
 
 def point(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def reference_point(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
 
 @_point_op.register_fake
 def _(index: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-    return index.new_empty(len(index), len(counts))
+    return index.new_empty(index.shape[0], len(counts))
 
 
 def _before(size: Tensor, left: Tensor, total: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _codes(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
 
 @_codes.register_fake
 def _(codebooks: Tensor, rows: Tensor, beam: int, sweeps: int) -> Tensor:
-    return rows.new_empty(len(rows), len(codebooks), dtype=torch.int32)
+    return rows.new_empty(rows.shape[0], codebooks.shape[0], dtype=torch.int32)
 
 
 def search(table: Tables, rows: Tensor, start: ops.States | None = None, *, beam: int, sweeps: int = 1) -> ops.States:

@@ -187,6 +187,20 @@ def like(value: Tensor, model: Any) -> Array:
     return value.cpu().numpy() if isinstance(model, np.ndarray) else value.to(model.device)
 
 
+def writable_rows(array: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
+    """``array`` of exactly that shape and type as a tensor (rows, shape[-1]) that shares its memory; ShapeError where it cannot."""
+    usable = isinstance(array, (Tensor, np.ndarray)) and tuple(array.shape) == shape
+    if isinstance(array, np.ndarray):
+        usable = usable and array.flags.carray and array.dtype.isnative  # writeable, aligned, contiguous
+    elif usable:
+        usable = array.is_contiguous() and not array.requires_grad
+    view = as_tensor(array) if usable else None
+    if view is None or view.dtype != dtype:
+        got = f"{array.dtype} {tuple(array.shape)}" if isinstance(array, (Tensor, np.ndarray)) else type(array).__name__
+        raise ShapeError(f"{what} is {got}; a contiguous array {dtype} {shape} that may be written is needed")
+    return view.view(-1, shape[-1])
+
+
 def like_codes(codes: Codes, model: Any) -> Codes:
     """All parts of ``codes`` as ``like``."""
     return type(codes)(*(None if part is None else like(part, model) for part in codes))  # type: ignore[arg-type]

@@ -30,8 +30,8 @@ from codeword.errors import CodewordError, ShapeError
 from codeword.ops import dispatch
 from codeword.parts import arrays
 
-BLOCK_ENTRIES = 1 << 22
-"""Probabilities held at once, 16 MiB of float32; two to three such blocks are alive."""
+BLOCK_ENTRIES = 1 << 21
+"""Probabilities held at once, 8 MiB of float32; up to five such blocks are alive."""
 MOST_GROUPED = 18
 """Bits of a group, at most: 2^18 means."""
 

@@ -48,17 +48,34 @@ def straight_through(x: Tensor, values: Tensor) -> Tensor:
 
 
 def rotation(x: Tensor, chosen: Tensor) -> Tensor:
-    """The turn and scaling that take x (n, d) to c, held fixed: with w = norm(x^ + c^), |c|/|x| (x - 2 w (w, x) + 2 c^ (x^, x))."""
-    start, end = x.detach(), chosen.detach()
-    long, wide = torch.linalg.vector_norm(start, dim=-1, keepdim=True), torch.linalg.vector_norm(end, dim=-1, keepdim=True)
-    usable = (long > 0) & (wide > 0)
-    u, v = start / torch.where(usable, long, 1.0), end / torch.where(usable, wide, 1.0)
-    middle = torch.linalg.vector_norm(u + v, dim=-1, keepdim=True)
-    usable = usable & (middle >= _SMALL)
-    w = (u + v) / torch.where(usable, middle, 1.0)
-    turned = x - 2 * w * (w * x).sum(-1, keepdim=True) + 2 * v * (u * x).sum(-1, keepdim=True)
-    scale = torch.where(usable, wide / torch.where(usable, long, 1.0), 1.0)
-    return _as(end, torch.where(usable, scale * turned, x))
+    """The turn and scaling R that take x (n, d) to c, held fixed. With x^, c^ the directions and w = norm(x^ + c^),
+
+        R z = |c|/|x| (z - 2 w (w, z) + 2 c^ (x^, z)),   R' g = |c|/|x| (g - 2 w (w, g) + 2 x^ (c^, g))"""
+    return _Rotation.apply(x, chosen.detach())  # type: ignore[return-value]
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, chosen: Tensor) -> Tensor:
+        return chosen + (x - x)
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, chosen = ctx.saved_tensors  # type: ignore[attr-defined]
+        long, wide = (torch.linalg.vector_norm(side, dim=-1, keepdim=True) for side in (x, chosen))
+        usable = (long > 0) & (wide > 0)
+        long, wide = torch.where(usable, long, 1.0), torch.where(usable, wide, 1.0)
+        middle = (x / long).addcmul_(chosen, 1 / wide).square_().sum(-1, keepdim=True)  # |x^ + c^|^2
+        usable = usable & (middle >= _SMALL**2)
+        along_u, along_v = ((side * grad).sum(-1, keepdim=True) / size for side, size in ((x, long), (chosen, wide)))
+        fold = 2 * (along_u + along_v) / torch.where(usable, middle, 1.0)
+        scale = torch.where(usable, wide / long, 1.0)
+        to_x, to_chosen = (torch.where(usable, scale * part, 0.0) for part in ((2 * along_v - fold) / long, -fold / wide))
+        return (grad * scale).addcmul_(x, to_x).addcmul_(chosen, to_chosen), None
 
 
 def nsvq(x: Tensor, chosen: Tensor, *, training: bool) -> Tensor:

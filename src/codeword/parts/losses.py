@@ -90,7 +90,8 @@ def orthogonality(codebook: Tensor, used: Tensor | None = None) -> Tensor:
 
 
 def parse(name: str, text: str | None) -> dict[str, float]:
-    """Weights by term of "orthogonality:0.1+diversity:0.01", none of None; CodewordError where a term is unknown, twice there or not weighed."""
+    """Weights by term of "orthogonality:0.1+diversity:0.01", none of None; CodewordError where a term is unknown, twice there or
+    without a positive weight."""
     found: dict[str, float] = {}
     for item in () if text is None else text.split("+"):
         term, _, weight = item.partition(":")
@@ -108,7 +109,8 @@ def parse(name: str, text: str | None) -> dict[str, float]:
 def penalties(weights: Mapping[str, float], rows: Tensor, codebook: Tensor, indices: Tensor, keep: Tensor | None,
               temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the terms in ``weights`` and each term by name, detached. rows (n, d), codebook (K, d), indices (n,)."""
-    size, terms = len(codebook), dict[str, Tensor]()
+    size = len(codebook)
+    terms: dict[str, Tensor] = {}
     for term in OF_THE_CODEBOOK:
         if term in weights:
             used = histogram(indices, size, keep) > 0 if term == "active_orthogonality" else None

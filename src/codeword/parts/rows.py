@@ -11,8 +11,11 @@ LANES = 8
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """<x, y> over the last axis in float64: lane l adds the products at l, l+8, l+16, ...; the lanes are then added in pairs.
     (..., d), (..., d) -> (...)."""
-    products = x.double() * y.double()
-    products = torch.nn.functional.pad(products, (0, -products.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
+    wide = x.double()
+    products = wide * (wide if y is x else y.double())
+    if products.shape[-1] % LANES:
+        products = torch.nn.functional.pad(products, (0, -products.shape[-1] % LANES))
+    products = products.unflatten(-1, (-1, LANES))
     lanes = products[..., 0, :]
     for i in range(1, products.shape[-2]):
         lanes = lanes + products[..., i, :]

@@ -46,8 +46,8 @@ def _add_rescale(points: Tensor, kappa: Tensor, turned: Tensor) -> Tensor:
 
 
 def constants_of(plan: Plan, variances: Tensor, slack: float, deviations: float | None) -> Tensor:
-    """float64 (3, S) for ``segment_blocks.prepare``. ``variances`` float64 (S,) sums v_s; ``slack``, ``deviations``: standard deviations of the
-    bounds that read bits and of the one that reads none (None: it is not used)."""
+    """float64 (3, S) for ``segment_blocks.prepare``. ``variances`` float64 (S,) sums v_s; ``slack``, ``deviations``: standard deviations of
+    the bounds that read bits and of the one that reads none (None: it is not used)."""
     n = torch.tensor([length for length, _ in plan], dtype=torch.float64, device=variances.device)
     noise = torch.tensor([SIGN_NOISE[bits] for _, bits in plan], dtype=torch.float64, device=variances.device)
     noise = slack**2 * noise * n / (4 * (n - 1).clamp(min=1))

@@ -90,7 +90,7 @@ def _(rows: Tensor, codebook: Tensor, seed: Tensor, temperature: float, kind: st
 
 @torch.library.custom_op("codeword::soft_lookup", mutates_args=())
 def _lookup(rows: Tensor, codebook: Tensor, indices: Tensor, seed: Tensor | None, temperature: float, kind: str) -> Tensor:
-    return codebook[indices]
+    return torch.nn.functional.embedding(indices, codebook) + (rows - rows)  # NaN stays NaN
 
 
 @_lookup.register_fake
@@ -178,7 +178,9 @@ def _entropies_backward(to_sure: Tensor, to_spread: Tensor, rows: Tensor, codebo
     for part, pieces in _blocks(len(rows), len(codebook)):
         x = rows[part]
         shift, entropy = _row_sums(x, codebook, pieces, temperature)
-        logs = [_scores(x, codebook[piece], None, part, piece, temperature, "l2").sub_(shift) for piece in pieces] if len(pieces) == 1 else None
+        logs = None
+        if len(pieces) == 1:
+            logs = [_scores(x, codebook[pieces[0]], None, part, pieces[0], temperature, "l2").sub_(shift)]
         cross = x.new_zeros(len(x))
         for i, piece in enumerate(pieces):
             log_p = logs[i] if logs else _scores(x, codebook[piece], None, part, piece, temperature, "l2").sub_(shift)

@@ -14,14 +14,38 @@ from torch import Tensor
 from codeword.errors import CodewordError
 from codeword.parts import random
 from codeword.parts.kmeans import ROWS_PER_CENTROID, KMeans, kmeans
-from codeword.parts.rows import unit
+from codeword.parts.rows import dot
 
 
 def directions(rows: Tensor) -> Tensor:
-    """x / |x| over the last axis, float32 from float64 arithmetic in a fixed order, differentiable. A row of zeros, which has no
-    direction, is given e_1 and no gradient; rows with NaN or infinity become NaN."""
-    finite = torch.isfinite(rows).all(-1, keepdim=True)
-    return torch.where(finite, unit(rows)[0].float(), torch.nan)
+    """x / |x| over the last axis of (n, d), float32 from float64 arithmetic in a fixed order, differentiable. A row of zeros, which has no
+    direction, is given e_1; rows with NaN or infinity become NaN; neither gets a gradient."""
+    return _Directions.apply(rows)  # type: ignore[return-value]
+
+
+class _Directions(torch.autograd.Function):
+    """With u = x / |x|: dx = (g - u <u, g>) / |x|."""
+
+    @staticmethod
+    def forward(rows: Tensor) -> Tensor:
+        square = dot(rows, rows).unsqueeze(-1)
+        usable = torch.isfinite(square) & (square > 0)
+        u = (rows / torch.where(usable, square, 1.0).sqrt()).float()
+        first = torch.zeros_like(u)
+        first[..., 0] = 1.0
+        return torch.where(usable, u, torch.where(square == 0, first, torch.nan))
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        rows, u = ctx.saved_tensors  # type: ignore[attr-defined]
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+        usable = torch.isfinite(length) & (length > 0)
+        inverse = torch.where(usable, 1 / length, 0.0).to(grad.dtype)
+        return torch.where(usable, (grad - u * (u * grad).sum(-1, keepdim=True)) * inverse, 0.0)
 
 
 def spherical_kmeans(rows: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: Tensor | None = None,

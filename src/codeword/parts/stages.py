@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError, Unsupported
-from codeword.parts import arrays, gradients, losses
+from codeword.parts import arrays, gradients, losses, random
 from codeword.parts.kmeans import kmeans
 from codeword.parts.upkeep import Upkeep
 from codeword.quantizer import Codes, Quantized, Quantizer, Report
@@ -47,11 +47,11 @@ def check_arguments(name: str, dim: int, positions: int, codebook_size: int, ite
 
 def learn(codebooks: Tensor, widths: Widths, rows: Tensor, *, iterations: int, seed: int, weights: Tensor | None) -> int:
     """k-means of every span of every layer of what the layers before leave of ``rows`` (n, d), written into ``codebooks``; position p
-    starts from seed + p. Returns the number of repaired clusters."""
+    starts from ``random.part_seed(seed, p)``. Returns the number of repaired clusters."""
     repaired, position = 0, 0
     for book, cuts in zip(codebooks, widths, strict=True):
         for part, own in zip(rows.split(list(cuts), dim=1), book.split(list(cuts), dim=1), strict=True):
-            result = kmeans(part.contiguous(), len(book), iterations=iterations, seed=seed + position, weights=weights)
+            result = kmeans(part.contiguous(), len(book), iterations=iterations, seed=random.part_seed(seed, position), weights=weights)
             own.copy_(result.centroids)
             repaired, position = repaired + result.repaired, position + 1
         rows = rows - _values(book, cuts, _nearest(book, cuts, rows))

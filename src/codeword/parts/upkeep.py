@@ -145,16 +145,17 @@ class Upkeep(nn.Module):
     def _candidates(self, rows: Tensor, keep: Tensor | None, updates: Tensor) -> tuple[Tensor, Tensor]:
         """Evenly spaced kept rows, shifted from update to update so that no place in the batch is preferred: (R, d) and whether each
         is usable (distinct, finite). R does not depend on the batch, so that ranks can exchange them."""
-        size = min(self.codebook_size, CANDIDATES)
-        if len(rows) == 0:
+        size, n = min(self.codebook_size, CANDIDATES), rows.shape[0]
+        if n == 0:
             return rows.new_zeros(size, self.dim), torch.zeros(size, dtype=torch.bool, device=rows.device)
-        order = torch.arange(len(rows), device=rows.device) if keep is None else torch.argsort(~keep, stable=True)
-        kept = updates.new_tensor(len(rows)) if keep is None else keep.sum()
+        kept = n if keep is None else keep.sum()
         shift = (updates.double() * _GOLDEN) % 1
-        places = ((torch.arange(size, device=rows.device) + shift) / size * kept).to(torch.int64).clamp(max=len(rows) - 1)
-        chosen = rows[order[places]]
+        places = ((torch.arange(size, device=rows.device) + shift) / size * kept).to(torch.int64).clamp(max=n - 1)
+        chosen = rows[places] if keep is None else rows[torch.argsort(~keep, stable=True)[places]]
         fresh = torch.cat((places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]))
-        valid = fresh & (kept > 0) & torch.isfinite(chosen).all(1)
+        valid = fresh & torch.isfinite(chosen).all(1)
+        if keep is not None:
+            valid = valid & keep.any()
         return torch.where(valid.unsqueeze(1), chosen, 0.0), valid
 
 

@@ -86,7 +86,7 @@ class CosineVQ(Quantizer):
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         u = directions(rows)
         # The same values and gradients either way: through all directions, or through the winners' alone where they are fewer.
-        whole = self.entropy > 0 or len(rows) >= self.codebook_size
+        whole = self.entropy > 0 or torch.compiler.is_compiling() or rows.shape[0] >= self.codebook_size
         codebook = self.effective() if whole else directions(self.codebook.detach())
         indices = ops.nearest(u, codebook).indices
         chosen = ops.gather(codebook, indices) if whole else directions(ops.gather(self.codebook, indices))

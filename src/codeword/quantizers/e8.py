@@ -95,7 +95,7 @@ class E8(Quantizer):
             left = (scaled - self.points[first].double() / 4) * FINER[self.code_bits]
             fine = left.nan_to_num(0).clamp(-64, 64).float()
             stages.append(ops.nearest(fine, self.subset).indices if self.code_bits == 3 else ops.e8_nearest(e8.integers(left)))
-        index = torch.stack(stages, dim=1).reshape(len(rows), len(self.levels))
+        index = torch.stack(stages, dim=1).reshape(rows.shape[0], len(self.levels))
         if self.learns:
             return index, None
         codeword = self._codewords(index)

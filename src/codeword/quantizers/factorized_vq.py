@@ -25,6 +25,7 @@ from torch import Tensor
 
 from codeword import catalog
 from codeword.errors import CodewordError, ShapeError, Unsupported
+from codeword.parts import random
 from codeword.parts.alignment import disentangle
 from codeword.parts.codebook import LARGEST_DIAL
 from codeword.parts.combinator import Combinator, stats_of
@@ -34,7 +35,8 @@ MOST_CODEBOOKS = 256
 
 class FactorizedVQ(Combinator):
     """dim: of all slices together; num_codebooks: M, a divisor of dim; codebook_size: K of each; learning, commitment, entropy: of each;
-    disentangle: weight of the pairs' term; iterations: of spherical k-means; seed: codebook m has seed + m; estimator: of each."""
+    disentangle: weight of the pairs' term; iterations: of spherical k-means; seed: codebook m has
+    ``random.part_seed(seed, m)``; estimator: of each."""
 
     def __init__(self, *, dim: int, num_codebooks: int = 2, codebook_size: int = 256, learning: str = "gradient", commitment: float = 0.25,
                  entropy: float = 0.03, disentangle: float = 0.1, iterations: int = 25, seed: int = 0,
@@ -44,7 +46,7 @@ class FactorizedVQ(Combinator):
                                 f"{MOST_CODEBOOKS} codebooks that divide dim, and a weight of at least 0, are allowed")
         part: Any = catalog.quantizer_class("cosine_vq")
         super().__init__([part(dim=dim // num_codebooks, codebook_size=codebook_size, learning=learning, commitment=commitment,
-                               entropy=entropy, iterations=iterations, seed=seed + m,
+                               entropy=entropy, iterations=iterations, seed=random.part_seed(seed, m),
                                estimator=estimator) for m in range(num_codebooks)])
         self.dim, self.num_codebooks, self.codebook_size, self.learning = dim, num_codebooks, codebook_size, learning
         self.commitment, self.entropy, self.disentangle, self.iterations, self.seed = commitment, entropy, disentangle, iterations, seed

@@ -18,8 +18,9 @@ Exactness: a vectorised tanh may differ in its last bit with a row's place in th
 changes at b = m + 1/2, that is at z = atanh((m + 1/2 + o) / h) - s: these edges are computed once in float64, rounded to float32,
 and j counts the edges <= z.
 
-Cost: log2 L comparisons a dimension. Bits: ceil(log2 prod L) a group of g dimensions. Values live in [-1, 1], not in the input's
-space: ``Projected`` maps back. A popular port has eps of the other sign; both give L values, and differ near the edges by 1e-3.
+Cost: L - 1 comparisons a dimension, log2 L beyond 32 levels. Bits: ceil(log2 prod L) a group of g dimensions. Values live in
+[-1, 1], not in the input's space: ``Projected`` maps back. A popular port has eps of the other sign; both give L values, and differ near
+the edges by 1e-3.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from torch import Tensor
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts import arrays
 from codeword.parts.codebook import usage
-from codeword.parts.gradients import straight_through
 from codeword.quantizer import Quantizer
 
 EPS = 1e-3
+COUNTED_EDGES = 32
+"""Up to this many levels comparing with every edge beats a binary search."""
 
 
 class FSQ(Quantizer):
@@ -71,32 +73,34 @@ class FSQ(Quantizer):
                           "of dim (g bits <= 32) are possible")
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return self._tokens(self._digits(rows)), None
+        return self._tokens(self._digits(self._columns(rows)), len(rows)), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        digits, rest = [], indices
+        digits, rest = [], indices.reshape(-1)
         for level in self.grid:
             digits.append(rest % level)
             rest = torch.div(rest, level, rounding_mode="floor")
-        return self._values(torch.stack(digits, dim=2))
+        return self._rows(self._values(torch.stack(digits)), len(indices))
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
-        digits = self._digits(rows)
-        tokens, values = self._tokens(digits), self._values(digits)
-        z = rows.unflatten(1, (-1, len(self.grid)))
-        smooth = ((self.span * torch.tanh(z + self.shift) - self.offset) / self.steps).flatten(1)
-        error = arrays.masked_mean((values - smooth.detach()).square().sum(-1), keep)
+        z = self._columns(rows)
+        digits = self._digits(z.detach())
+        tokens, values = self._tokens(digits, len(rows)), self._values(digits)
+        smooth = torch.addcmul(-self._column(self.offset / self.steps), torch.tanh(z.add_(self._column(self.shift))),
+                               self._column(self.span / self.steps))
+        error = self._error(smooth.detach(), values, keep, len(rows))
         if self.training and self.noise > 0:
             values = torch.where(torch.rand_like(values) < self.noise, smooth.detach() + self._half_steps(values), values)
-        return straight_through(smooth, values), tokens, None, rows.new_zeros(()), {"error": error, **usage(tokens, self.levels[0], keep)}
+        stats = {"error": error, **usage(tokens, self.levels[0], keep)}
+        return self._rows(_Rounded.apply(smooth, values), len(rows)), tokens, None, rows.new_zeros(()), stats
 
     def rebuild(self) -> None:
         """The constants of the grid: they move with the module and are not stored."""
         h, o, s = zip(*map(_form, self.grid), strict=True)
         longest = max(self.grid)
         tables = {"span": h, "offset": o, "shift": s, "steps": [level // 2 for level in self.grid],
-                  "edges": [_edges(level) + [math.inf] * (longest - level) for level in self.grid],
-                  "points": [_points(level) + [0.0] * (longest - level) for level in self.grid]}
+                  "rise": [2 if level == 2 else 1 for level in self.grid],
+                  "edges": [_edges(level) + [math.inf] * (longest - level) for level in self.grid]}
         for name, values in tables.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64).to(torch.float32), persistent=False)
 
@@ -106,30 +110,75 @@ class FSQ(Quantizer):
     offset: Tensor
     shift: Tensor
     steps: Tensor
+    rise: Tensor
     edges: Tensor
-    points: Tensor
 
-    def _digits(self, rows: Tensor) -> Tensor:
-        """float32 (n, dim) -> int64 (n, tokens, g): per dimension, the number of edges at or below it."""
-        z = rows.detach().unflatten(1, (-1, len(self.grid)))
-        counted = [torch.searchsorted(self.edges[i, :level - 1].contiguous(), z[..., i].contiguous(), right=True)
-                   for i, level in enumerate(self.grid)]
-        return torch.stack(counted, dim=2)
+    # All work is done on (g, n tokens), one row for each dimension of a token: constants then belong to whole rows, and every operation
+    # runs along memory.
 
-    def _tokens(self, digits: Tensor) -> Tensor:
-        tokens, radix = torch.zeros_like(digits[..., 0]), 1
-        for i, level in enumerate(self.grid):
-            tokens = tokens + digits[..., i] * radix
+    def _columns(self, rows: Tensor) -> Tensor:
+        return rows.reshape(-1, len(self.grid)).mT.clone(memory_format=torch.contiguous_format)
+
+    def _rows(self, columns: Tensor, rows: int) -> Tensor:
+        return columns.mT.reshape(rows, self.dim)
+
+    @staticmethod
+    def _column(constants: Tensor) -> Tensor:
+        return constants.unsqueeze(1)
+
+    def _digits(self, z: Tensor) -> Tensor:
+        """uint8 (g, n tokens): the number of edges at or below each number."""
+        found = []
+        for column, edges, level in zip(z, self.edges, self.grid, strict=True):
+            if level > COUNTED_EDGES:
+                found.append(torch.searchsorted(edges[:level - 1].contiguous(), column, right=True).to(torch.uint8))
+                continue
+            count = (column >= edges[0]).to(torch.uint8)
+            for i in range(1, level - 1):
+                count += column >= edges[i]
+            found.append(count)
+        return torch.stack(found)
+
+    def _tokens(self, digits: Tensor, rows: int) -> Tensor:
+        tokens, radix = digits[0].to(torch.int64), self.grid[0]
+        for digit, level in zip(digits[1:], self.grid[1:], strict=True):
+            tokens = tokens + digit.to(torch.int64) * radix
             radix *= level
-        return tokens
+        return tokens.reshape(rows, len(self.levels))
+
+    def _values(self, digits: Tensor) -> Tensor:
+        """(j - floor(L / 2)) / floor(L / 2), for two levels 2 j - 1: rounded once, as every step but the division is exact."""
+        values = digits.to(torch.float32)  # the arithmetic is in place: new memory costs more than it
+        if 2 in self.grid:
+            values.mul_(self._column(self.rise))
+        return values.sub_(self._column(self.steps)).div_(self._column(self.steps))
+
+    def _error(self, smooth: Tensor, values: Tensor, keep: Tensor | None, rows: int) -> Tensor:
+        """Mean over kept rows of the squared distance between the curve and its rounded values."""
+        if keep is None:
+            return torch.nn.functional.mse_loss(values, smooth, reduction="sum") / max(1, rows)
+        gap = (values - smooth).square().sum(0)
+        return arrays.masked_mean(gap.reshape(rows, len(self.levels)).sum(1), keep)
 
     def _half_steps(self, values: Tensor) -> Tensor:
         """Uniform noise within half a step either way, in the units of the values."""
-        step = self.points[:, 1] - self.points[:, 0]
-        return ((torch.rand_like(values) - 0.5).unflatten(1, (-1, len(self.grid))) * step).flatten(1)
+        return (torch.rand_like(values) - 0.5) * self._column(self.rise / self.steps)
 
-    def _values(self, digits: Tensor) -> Tensor:
-        return torch.stack([self.points[i][digits[..., i]] for i in range(len(self.grid))], dim=2).flatten(1)
+
+class _Rounded(torch.autograd.Function):
+    """``straight_through`` in one pass: values plus 0 times the curve, which is NaN where the input was, else the values bit for bit."""
+
+    @staticmethod
+    def forward(smooth: Tensor, values: Tensor) -> Tensor:
+        return torch.add(values, smooth, alpha=0)
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def _form(level: int) -> tuple[float, float, float]:
@@ -144,10 +193,6 @@ def _edges(level: int) -> list[float]:
     """The level - 1 places in z where the rounded b steps up, ascending."""
     h, o, s = _form(level)
     return [0.0] if level == 2 else [math.atanh((m + 0.5 + o) / h) - s for m in range(-(level // 2), level - 1 - level // 2)]
-
-
-def _points(level: int) -> list[float]:
-    return [-1.0, 1.0] if level == 2 else [(j - level // 2) / (level // 2) for j in range(level)]
 
 
 def _even_grid(codes: int, group: int) -> list[int]:

@@ -32,7 +32,7 @@ class GroupRVQ(stages.Layered):
     """dim: a multiple of groups; groups: G; layers: L; codebook_size: codewords of each of the G L codebooks; learning: "gradient" or "ema"
     in a network; commitment: beta; revival: codewords below this fraction of their expected hits are moved onto data (0: never; None:
     0.05 with averages, else 0); estimator: how gradients pass (those of a pair in ``parts/gradients``); iterations: of k-means; seed:
-    codebook number p starts from seed + p."""
+    codebook number p starts from ``random.part_seed(seed, p)``."""
 
     def __init__(self, *, dim: int, groups: int = 2, layers: int = 2, codebook_size: int = 1024, learning: str = "gradient",
                  commitment: float = 0.25, revival: float | None = None, estimator: str = "straight_through", iterations: int = 25,

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from codeword import ops
 from codeword.errors import CodewordError, FormatError
-from codeword.parts import arrays, gradients, losses, random, slices, soft
+from codeword.parts import arrays, losses, random, slices, soft
 from codeword.parts.codebook import histogram, usage_of
 from codeword.parts.upkeep import all_sum
 from codeword.quantizer import Quantized, Quantizer, Report

@@ -37,7 +37,7 @@ class MaskedRVQ(stages.Layered):
     """dim; masked: codebooks m of the first layer; layers: residual layers L after it; codebook_size: codewords of each of the m + L
     codebooks; learning: "ema" or "gradient" in a network; commitment: beta; dropout: share of the items that use fewer layers in training;
     revival: codewords below this fraction of their expected hits are moved onto data (0: never; None: 0.05 with averages, else 0);
-    iterations: of k-means; seed: codebook number p starts from seed + p."""
+    iterations: of k-means; seed: codebook number p starts from ``random.part_seed(seed, p)``."""
 
     def __init__(self, *, dim: int, masked: int = 3, layers: int = 5, codebook_size: int = 1024, learning: str = "ema",
                  commitment: float = 0.25, dropout: float = 1.0, revival: float | None = None, iterations: int = 25,

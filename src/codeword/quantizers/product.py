@@ -65,12 +65,12 @@ class Product(Combinator):
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         found = [part._decode(*codes) for part, codes in zip(self.inner, self._cut(*self._scatter(indices, side)), strict=True)]
-        return torch.cat(found, dim=1).reshape(len(indices), self.dim)
+        return torch.cat(found, dim=1).reshape(indices.shape[0], self.dim)
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
         mask = None if keep is None else keep.repeat_interleave(self.repeats)
         outs = [part(own, mask=mask) for part, own in zip(self.inner, self._slices(rows), strict=True)]
-        values = torch.cat([out.values for out in outs], dim=1).reshape(len(rows), self.dim)
+        values = torch.cat([out.values for out in outs], dim=1).reshape(rows.shape[0], self.dim)
         indices, side = self._gather(*self._join([self._rows_of(out.codes) for out in outs]))
         shares = [part.dim * self.repeats / self.dim for part in self.inner]
         loss = sum((out.loss * share for out, share in zip(outs, shares, strict=True)), rows.new_zeros(()))
@@ -80,14 +80,14 @@ class Product(Combinator):
     # A shared quantizer sees the slices of a row as ``groups`` rows; otherwise repeats is 1 and these only cut the width.
 
     def _slices(self, rows: Tensor) -> list[Tensor]:
-        tall = rows.reshape(len(rows) * self.repeats, self.dim // self.repeats)
+        tall = rows.reshape(rows.shape[0] * self.repeats, self.dim // self.repeats)
         return [part.contiguous() for part in tall.split([part.dim for part in self.inner], dim=1)]
 
     def _gather(self, indices: Tensor, side: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        rows = len(indices) // self.repeats
+        rows = indices.shape[0] // self.repeats
         return indices.reshape(rows, len(self.levels)), None if side is None else side.reshape(rows, self.side_count)
 
     def _scatter(self, indices: Tensor, side: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        rows = len(indices) * self.repeats
+        rows = indices.shape[0] * self.repeats
         width, floats = len(self.levels) // self.repeats, self.side_count // self.repeats
         return indices.reshape(rows, width), None if side is None else side.reshape(rows, floats)

@@ -169,7 +169,7 @@ class ProjectedVQ(Quantizer):
         alone where they are fewer."""
         codebook = self.effective()
         indices = ops.nearest(rows, codebook).indices
-        whole = len(rows) >= self.codebook_size
+        whole = torch.compiler.is_compiling() or rows.shape[0] >= self.codebook_size
         return indices, ops.gather(codebook, indices) if whole else self._image(self.features[indices])
 
     def _image(self, features: Tensor) -> Tensor:

@@ -129,8 +129,10 @@ class SimVQ(Quantizer):
         if estimator in gradients.SCORES:
             return gradients.choose(estimator, rows, codebook, training=self.training, temperature=self.temperature)
         indices = ops.nearest(rows, codebook).indices
-        # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer.
-        chosen = ops.gather(codebook, indices) if len(rows) >= self.codebook_size else self._image(self.basis[indices])
+        # The same values and gradients either way: through the whole of C^, or through the winners alone where they are fewer. A graph
+        # that is compiled or exported is for any number of rows.
+        whole = torch.compiler.is_compiling() or rows.shape[0] >= self.codebook_size
+        chosen = ops.gather(codebook, indices) if whole else self._image(self.basis[indices])
         return gradients.Chosen(indices, chosen, gradients.passed(estimator, rows, chosen, training=self.training))
 
     def _fitting_loss(self, rows: Tensor) -> Tensor:

@@ -48,12 +48,12 @@ class VQ(Quantizer):
         if dim < 1 or not 1 <= codebook_size <= 1 << 24:
             raise CodewordError(f"vq got dim={dim} and codebook_size={codebook_size}; dim >= 1 and 1..2^24 codewords are allowed")
         if learning not in ("gradient", "ema") or not commitment >= 0 or not temperature > 0:
-            raise CodewordError(f"vq got learning={learning!r}, commitment={commitment} and temperature={temperature}; 'gradient' or 'ema', "
-                                "at least 0, and a positive one are allowed")
+            raise CodewordError(f"vq got learning={learning!r}, commitment={commitment} and temperature={temperature}; 'gradient' or "
+                                "'ema', at least 0, and a positive one are allowed")
         gradients.check("vq", estimator)
         self._weights = losses.parse("vq", penalties)
         if learning == "ema" and not self._weights.keys().isdisjoint(losses.OF_THE_CODEBOOK):
-            raise CodewordError(f"vq got penalties={penalties!r} with learning='ema'; averages would undo what orthogonality asks of codewords")
+            raise CodewordError(f"vq got penalties={penalties!r} with learning='ema'; averages undo what orthogonality asks of codewords")
         self.dim, self.codebook_size, self.learning = dim, codebook_size, learning
         self.commitment, self.decay, self.revival = commitment, decay, revival
         self.iterations, self.seed = iterations, seed

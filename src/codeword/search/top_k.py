@@ -28,17 +28,15 @@ def top_k(schema: Schema, views: Sequence[View], queries: Tensor, k: int, nprobe
     allowed = [_allowed(view, keep) for view in views]
     parts = queries.split(QUERIES) if len(queries) > QUERIES else (queries,)
     blocks = [_block(schema, views, allowed, part, k, nprobe, rerank, num_threads) for part in parts]
-    distances, ids = _joined([d for d, _ in blocks], 0), _joined([i for _, i in blocks], 0)
-    short = k - distances.shape[1]
-    return (distances, ids) if not short else (torch.nn.functional.pad(distances, (0, short), value=torch.inf),
-                                               torch.nn.functional.pad(ids, (0, short), value=-1))
+    return _padded(k, _joined([d for d, _ in blocks], 0), _joined([i for _, i in blocks], 0))
 
 
 def top_k_native(schema: Schema, views: Sequence[View], searcher: Searcher, rows: np.ndarray, k: int, nprobe: int, rerank: int,
                  num_threads: int) -> tuple[np.ndarray, np.ndarray] | None:
     """``top_k`` without a filter, of raw float32 ``rows`` (q, dim), by the searcher of all ``views``; None where a query is no good."""
     if len(rows) > QUERIES:
-        parts = [top_k_native(schema, views, searcher, rows[i:i + QUERIES], k, nprobe, rerank, num_threads) for i in range(0, len(rows), QUERIES)]
+        blocks = [rows[i:i + QUERIES] for i in range(0, len(rows), QUERIES)]
+        parts = [top_k_native(schema, views, searcher, block, k, nprobe, rerank, num_threads) for block in blocks]
         good = [part for part in parts if part is not None]
         return (np.concatenate([d for d, _ in good]), np.concatenate([i for _, i in good])) if len(good) == len(parts) else None
     if not rerank:
@@ -47,10 +45,17 @@ def top_k_native(schema: Schema, views: Sequence[View], searcher: Searcher, rows
     if found is None:
         return None
     _, ids, which, slots = found
-    refined = schema.refine([view.segment for view in views], which, slots, prepared(torch.from_numpy(rows), schema.metric, "search"))
-    distances, ids = _ordered(k, refined, ids)
+    queries = prepared(torch.from_numpy(rows), schema.metric, "search")
+    refined = schema.refine([view.segment for view in views], which, slots, queries)
+    distances, ids = _padded(k, *_ordered(k, refined, ids))
+    return distances.numpy(), ids.numpy()
+
+
+def _padded(k: int, distances: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """With k columns."""
     short = k - distances.shape[1]
-    return (torch.nn.functional.pad(distances, (0, short), value=torch.inf).numpy(), torch.nn.functional.pad(ids, (0, short), value=-1).numpy())
+    return (distances, ids) if not short else (torch.nn.functional.pad(distances, (0, short), value=torch.inf),
+                                               torch.nn.functional.pad(ids, (0, short), value=-1))
 
 
 def part_of(view: View) -> Part:

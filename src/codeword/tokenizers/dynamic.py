@@ -3,7 +3,7 @@
     coarse (b, dim, h, w), fine (b, dim, 2h, 2w) = encoder(x);   g (b, h, w) in {0, 1} = router
     tokens: the coarse latents of cells with g = 0, the fine ones of cells with g = 1, all through one quantizer
     z^ = g fine^ + (1 - g) repeat2x2(coarse^),   x^ = decoder(z^ + positions)
-    loss = the quantizer's over those tokens + budget (mean g - fraction)^2        (the second where the router learns)
+    loss = the quantizer's over those tokens + budget (E mean g - fraction)^2      (the second where the router learns)
 
 The quantizer is any of the catalog: it sees one sequence of coarse and fine places with a mask, so that each coarse latent is one row
 of its losses, averages and usage. (The published code repeats it 2 x 2 first and weighs it by 1/4 in the loss, but not in the averages of
@@ -64,11 +64,11 @@ class DynamicReconstruction(NamedTuple):
 
 
 class DynamicTokenizer(nn.Module):
-    """quantizer: any without side information, or a spec string (then ``dim`` wide); router: "features" (learned), "entropy" or
+    """quantizer: any without side information, or a spec string (then ``dim`` wide); router: "entropy", "features" (learned) or
     "random"; fraction: share of fine cells it aims at; budget: weight of its loss; size: of the square images; width, multipliers, blocks,
     attention: of the networks, 2^(len(multipliers) - 1) pixels a side for a coarse token; seed: of the random router."""
 
-    def __init__(self, *, quantizer: Quantizer | str, router: str = "features", fraction: float = 0.5, budget: float = 10.0,
+    def __init__(self, *, quantizer: Quantizer | str, router: str = "entropy", fraction: float = 0.5, budget: float = 10.0,
                  channels: int = 3, size: int = 32, dim: int = 32, width: int = 32, multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 2),
                  blocks: int = 1, attention: bool = False, seed: int = 0) -> None:
         super().__init__()
@@ -88,9 +88,10 @@ class DynamicTokenizer(nn.Module):
         self.cells = size // self.factor
         networks: dict[str, Any] = {"width": width, "blocks": blocks, "attention": attention}
         self.encoder = TwoGridEncoder(channels, made.dim, multipliers=multipliers, **networks)
-        self.router = make_router(router, dim=made.dim, cell=self.factor, cells=self.cells, fraction=self.fraction, seed=seed)
         self.quantizer = made
         self.decoder = PositionalDecoder(channels, made.dim, grid=2 * self.cells, multipliers=multipliers[:-1], **networks)
+        # Last, so that tokenizers with different routers start from the same encoder and decoder.
+        self.router = make_router(router, dim=made.dim, cell=self.factor, cells=self.cells, fraction=self.fraction, seed=seed)
         self.about: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ training
@@ -113,7 +114,7 @@ class DynamicTokenizer(nn.Module):
         loss, share = quantized.loss, gates.detach().sum() / max(1, gates.numel())
         stats = {**quantized.stats, "fine": share, "tokens": self.cells ** 2 * (1 + 3 * share)}
         if self.router.learned:
-            asked = budget_loss(gates, self.fraction)
+            asked = budget_loss(scores, self.fraction)
             loss, stats["budget"] = loss + self.budget * asked, asked.detach()
             stats["router"] = self.router.statistics(scores)  # type: ignore[operator]
         return DynamicReconstruction(values, quantized, loss, gates, stats)
