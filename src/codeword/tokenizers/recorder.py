@@ -49,7 +49,8 @@ class Recorder:
             raise CodewordError(f"the loss is no longer finite at step {self.run.step}; a smaller learning rate, or --precision 32, helps")
 
     def note(self) -> dict[str, float]:
-        """A row of the log: means since the last one; usage since the last but one, so that no short window makes it look small. Raises CodewordError where the loss is no longer finite."""
+        """A row of the log: means since the last one; usage since the last but one, so that no short window makes it look small.
+        Raises CodewordError where the loss is no longer finite."""
         self.check()
         run = self.run
         means = {key: float(torch.stack([sums[key].float().cpu() for sums in self._sums if key in sums]).mean())
