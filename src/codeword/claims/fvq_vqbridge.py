@@ -199,7 +199,7 @@ CLAIM = Claim(
     ),
     notes="On images: small convolutional tokenizers, 1,000 steps on 28 x 28 images (7 x 7 tokens), no discriminator; the bridge "
           "starts as BridgeVQ.fit leaves it. The other relations are network-free: codebooks of three kinds trained on sentence embeddings "
-          "themselves, equal steps, rate and schedule. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of the codewords, while free "
-          "codewords, which start apart though close together, reach 80 % with the same rate; the error is lower all the same, and "
-          "annealing changes nothing. BridgeVQ.fit itself starts its codewords apart.",
+          "themselves, equal steps, rate and schedule. First measurement: in 384 dimensions, from the zero start, 400 steps wake 29 % of "
+          "the codewords, while free codewords, which start apart though close together, reach 80 % with the same rate; the error is "
+          "lower all the same, and annealing changes nothing. BridgeVQ.fit itself starts its codewords apart.",
 )
