@@ -132,7 +132,8 @@ def tokenizers() -> str:
     body = [(f"`{row['quantizer']}`" + (" from U(±1/K)" if row["arm"] == "vq" else ""), f"{float(row['psnr']):.2f} dB",
              f"{float(row['ssim']):.3f}", f"{float(row['frechet']):.2f}", f"{100 * float(row['usage']):.1f} %",
              f"{float(row['perplexity']):,.0f}", row["steps"], f"{row['train_seconds']} s, {row['device']}") for row in found]
-    return table(("quantizer", "PSNR", "SSIM", "Fréchet distance, features-cifar10", "codewords in use", "perplexity", "steps", "trained"), body)
+    return table(("quantizer", "PSNR", "SSIM", "Fréchet distance, features-cifar10", "codewords in use", "perplexity", "steps", "trained"),
+                 body)
 
 
 def gpu() -> str:
@@ -166,7 +167,8 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "tokenizers": tokenizers, "gpu": gpu, "places": places, "systems": systems},
+    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "tokenizers": tokenizers, "gpu": gpu,
+                  "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 
