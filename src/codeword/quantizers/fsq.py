@@ -90,7 +90,7 @@ class FSQ(Quantizer):
         for level in self.grid:
             digits.append(rest % level)
             rest = torch.div(rest, level, rounding_mode="floor")
-        return level_values(torch.stack(digits), self.rise, self.steps).mT.reshape(len(indices), self.dim)
+        return level_values(torch.stack(digits), self.rise, self.steps).mT.reshape(indices.shape[0], self.dim)
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         tokens, values, shifted = self._round(rows.detach())
