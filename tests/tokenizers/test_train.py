@@ -197,6 +197,7 @@ FACTORIZED = {"network": "factorized:width=4,multipliers=1x1x2", "quantizer": "f
                                    {"network": DYNAMIC.format("random"), "quantizer": "fsq:grid=4x4"}, FACTORIZED],
                          ids=["entropy", "learned", "random", "factorized"])
 def test_other_kinds_stop_and_go_on_without_a_trace(images: Any, tmp_path: Path, other: dict[str, Any]) -> None:
+    torch.manual_seed(5)  # the caller's random numbers take no part
     whole = train(*images, settings(**other), Limits(steps=5, log_every=1), tmp_path / "whole")
 
     def stop(progress: Progress) -> None:
@@ -222,7 +223,7 @@ def test_a_learned_router_learns_within_its_budget(images: Any, tmp_path: Path) 
     assert np.mean([row["fine"] for row in done.rows[1:]]) == pytest.approx(0.4, abs=0.04)
     assert done.rows[-1]["l2"] < 0.5 * done.rows[0]["l2"]
     router = done.tokenizer.router
-    assert float(router.choice[2].weight.abs().max()) > 0 and int(router.updates) == 60  # type: ignore[union-attr, arg-type, operator, index]
+    assert float(router.choice[2].weight.detach().abs().max()) > 0 and int(router.updates) == 60  # type: ignore[union-attr, arg-type, operator, index]
     assert evaluate(done.tokenizer, images[1], size=16).numbers["fine"] == pytest.approx(0.4, abs=0.2)
 
 
@@ -256,7 +257,7 @@ def test_frozen_features_are_installed_once_and_are_part_of_the_job(images: Any,
     assert torch.allclose(held, centred / centred.square().sum(1).mean().sqrt(), atol=1e-5)
     more = train(*images, other, Limits(steps=3), tmp_path / "job", features=features, resume=True)
     assert more.steps == 3 and torch.equal(more.tokenizer.quantizer.state_dict()["features"], held)
-    with pytest.raises(CodewordError, match=r"inputs\.features"):
+    with pytest.raises(CodewordError, match="input features has changed"):
         train(*images, other, Limits(steps=4), tmp_path / "job", features=features + 1, resume=True)
     with pytest.raises(CodewordError, match="are for projected_vq"):
         train(*images, TINY, Limits(steps=1), tmp_path / "no", features=features)

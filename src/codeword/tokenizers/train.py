@@ -243,7 +243,9 @@ def start_quantizer(tokenizer: TrainedTokenizer, batches: Iterator[Tensor], sett
     if quantizer.learns and not fitting:
         start_random(quantizer)
     elif fitting:
-        rows = torch.cat([tokenizer.rows(from_bytes(batch.to(quantizer.device))) for batch in pictures])
+        with torch.random.fork_rng(devices=[]):  # a learned router throws dice
+            torch.manual_seed(jobs.unit_seed(settings.seed, "start") & 0xFFFFFFFF)
+            rows = torch.cat([tokenizer.rows(from_bytes(batch.to(quantizer.device))) for batch in pictures])
         quantizer.fit(rows[:need].float())
 
 
