@@ -4,18 +4,20 @@ An image falls into cells of ``cell`` x ``cell`` pixels. A router says for each 
 are wanted (1); ``fraction`` is the share of fine cells it aims at. All take (images, coarse, fine) and return ``Routed``: gates (b, h, w),
 exactly 0.0 or 1.0, and the scores they come from; ``fit(images)`` first, where there is something to learn from images.
 
-    LearnedRouter   learned with the network: r = GAIN W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]), how much rather fine than coarse;
-                    it reads the latents and does not push them (the gradient of dice is noisy, and the encoder has better teachers)
+    LearnedRouter   learned with the network: r = GAIN W2 silu(W1 [norm(coarse), mean2x2(norm(fine)), deviation2x2(norm(fine))]),
+                    how much rather fine than coarse; it reads the latents and does not push them (the gradient of dice is noisy, and the
+                    encoder has better teachers)
                         training    d = r - t,  t such that mean sigmoid(d) = fraction over the batch;  gate = [d + L > 0],
                                     L = ln u - ln(1 - u), with the gradient of sigmoid(d), the gate's expectation
                         else        gate = [r > threshold], a moving average of the batches' quantile 1 - fraction of r
                     The budget is kept by t, whose derivative counts (dt/dr_i = s_i / sum s, s = p (1 - p)): the router is taught nothing
                     but which cells gain more than others.
     The published one has a loss, 10 (mean gate - fraction)^2 or 20, in place of t, and the gradient of the one draw. Then nearly all that
-    its weights feel is that loss, whose gradient is the same for all cells and some ten times larger than what the reconstruction says
-    about one (which has 1 / pixels before it); Adam divides by the larger, and after 250 steps the scores still are what
-    they were at the start (log/2026-11-27-learned-router.md). GAIN lets scores outgrow the dice, whose spread is 1.8, in fewer steps;
-    W2 starts at zero, so that all cells start alike. A threshold of 0 is published for inference, but a router that says 0.7 everywhere
+    its weights feel is that loss: its gradient is the same for all cells and twenty to a hundred times what the reconstruction says
+    about one (which has 1 / pixels before it); Adam divides by the larger, and after 500 steps the router had chosen nothing
+    (log/2026-11-27-learned-router.md). GAIN lets scores outgrow the dice, whose spread is 1.8, in fewer steps.
+    W2 starts at zero, so that all cells start alike. The published one does not see the deviation; how much the four fine latents of a
+    cell differ is what one coarse code cannot say. A threshold of 0 is published for inference, but a router that says 0.7 everywhere
     would then make every cell fine. Cells that look alike fall on one side of any threshold together, as blank ones do: measure the
     share in inference.
 
@@ -84,7 +86,7 @@ class LearnedRouter(nn.Module):
         super().__init__()
         self.fraction = fraction
         self.norm_coarse, self.norm_fine = group_norm(dim), group_norm(dim)
-        self.choice = nn.Sequential(nn.Conv2d(2 * dim, dim, 1), nn.SiLU(), nn.Conv2d(dim, 1, 1, bias=False))
+        self.choice = nn.Sequential(nn.Conv2d(3 * dim, dim, 1), nn.SiLU(), nn.Conv2d(dim, 1, 1, bias=False))
         nn.init.zeros_(self.choice[2].weight)  # type: ignore[arg-type]
         self.threshold: Tensor
         self.updates: Tensor
@@ -113,8 +115,11 @@ class LearnedRouter(nn.Module):
     def forward(self, images: Tensor, coarse: Tensor, fine: Tensor) -> Routed:
         # Contiguous: torch 2.13 crashes in the backward of GroupNorm where a channels_last input needs no gradient and its weights do.
         coarse, fine = coarse.detach().contiguous(), fine.detach().contiguous()
-        both = torch.cat((self.norm_coarse(coarse), F.avg_pool2d(self.norm_fine(fine), 2)), 1)
-        rather_fine = GAIN * self.choice(both).squeeze(1).float()                       # (b, h, w)
+        fine = self.norm_fine(fine)
+        mean = F.avg_pool2d(fine, 2)
+        deviation = (F.avg_pool2d(fine.square(), 2) - mean.square()).clamp(min=1e-6).sqrt()
+        seen = torch.cat((self.norm_coarse(coarse), mean, deviation), 1)
+        rather_fine = GAIN * self.choice(seen).squeeze(1).float()                       # (b, h, w)
         if not self.training:
             return Routed((rather_fine > self.threshold).to(rather_fine.dtype), rather_fine)
         log_odds = at_budget(rather_fine, self.fraction)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from codeword.data.images import Batches, Images
 from codeword.errors import CodewordError, Unsupported
 from codeword.io import files, jobs, objects
+from codeword.parts import arrays
 from codeword.quantizer import Array, Quantizer
 from codeword.report.usage import UsageMeter
 from codeword.tokenizers import checkpoint, networks, objective, schedule
@@ -453,5 +454,5 @@ def _start_job(folder: Path, settings: Settings, images: Images, valid: Images, 
 
 def _identity(features: Array) -> dict[str, Any]:
     """What stands for frozen features: their shape, and the digest of their values."""
-    rows = torch.as_tensor(features).detach().cpu().contiguous()
+    rows = arrays.as_tensor(features).detach().cpu().contiguous()
     return {"sha256": objects._digest(rows), "shape": list(rows.shape)}
