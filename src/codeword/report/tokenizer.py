@@ -252,7 +252,7 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; align-items: start; }
 """
 
-_LIT = ", and that above which cells have fine tokens: the others are pale blue"
+_LIT = ", and below that once more, its coarse cells in pale blue"
 
 _PAGE = """<!doctype html>
 <html lang="en">
