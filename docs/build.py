@@ -126,6 +126,33 @@ def kernels() -> str:
     return table(("what", "instructions", "against", "time"), body)
 
 
+def tokenizers() -> str:
+    """Large codebooks inside an image tokenizer: error on unseen images and how many codewords serve."""
+    found = sorted(rows("tokenizers"), key=lambda row: float(row["error"]))
+    body = [(f"`{row['quantizer']}`" + (" from U(±1/K)" if row["arm"] == "vq" else ""), f"{float(row['psnr']):.2f} dB",
+             f"{float(row['ssim']):.3f}", f"{float(row['frechet']):.2f}", f"{100 * float(row['usage']):.1f} %",
+             f"{float(row['perplexity']):,.0f}", row["steps"], f"{row['train_seconds']} s, {row['device']}") for row in found]
+    return table(("quantizer", "PSNR", "SSIM", "Fréchet distance, features-cifar10", "codewords in use", "perplexity", "steps", "trained"),
+                 body)
+
+
+def gpu() -> str:
+    """Triton's exact nearest beside bare products of the same shape, on the same card in the same run."""
+    found = [row for row in rows("nearest_gpu") if row["what"] in ("nearest", "matmul") and row["data"] != "start"]
+    shapes = list(dict.fromkeys((int(row["n"]), int(row["d"]), int(row["k"])) for row in found))
+    cells = {(int(row["n"]), int(row["d"]), int(row["k"]), row["way"], row["data"]): row for row in found}
+    body = []
+    for shape in sorted(shapes, key=lambda shape: (shape[1] != 64, shape[2], shape[0])):
+        def show(way: str, data: str = "gaussian", key: str = "ms", shape: tuple[int, int, int] = shape) -> str:
+            row = cells.get((*shape, way, data))
+            return "–" if row is None else f"{float(row[key]):,.0f}" if key == "peak_mib" else f"{float(row[key]):.3g}"
+        body.append((f"{shape[0]} × {shape[1]} with {shape[2]}", show("triton"), show("triton", "clustered"), show("tf32"),
+                     show("float32"), show("blocks"), show("triton", key="peak_mib"), show("blocks", key="peak_mib")))
+    device = found[0]["device"]
+    return table((f"milliseconds on one {device}", "`nearest`, exact", "the same, clustered codewords", "TF32 product", "float32 product",
+                  "distances in blocks", "MiB, `nearest`", "MiB, blocks"), body)
+
+
 def places() -> str:
     from codeword.report.places import matrix
     found = matrix()
@@ -140,7 +167,8 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "places": places, "systems": systems},
+    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "tokenizers": tokenizers, "gpu": gpu,
+                  "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 

@@ -218,7 +218,7 @@ def _check_options(name: str, wraps: bool, options: dict[str, Any], spec: str) -
     own = _parameters(cls.wrap if wraps else cls.__init__)
     dial = {} if wraps or cls.for_bits.__func__ is Quantizer.for_bits.__func__ else _parameters(cls.for_bits)
     needed = [key for key, parameter in own.items() if parameter.default is parameter.empty]
-    known = own if not dial or "bits" not in options else {**dial, **own} if "options" in dial else dial
+    known = own if not dial or "bits" not in options else _beside_bits(dial, own, needed) if "options" in dial else dial
     for key in options:
         if key not in known and not (key == "bits" and dial):
             why = f"chooses {key!r} by bits; it" if key in own else f"has no option {key!r}; it"
@@ -228,6 +228,11 @@ def _check_options(name: str, wraps: bool, options: dict[str, Any], spec: str) -
     if missing:
         raise CodewordError(f"{name} needs {' and '.join(missing)}{' or bits' if dial else ''}, "
                             f"e.g. {f'{name}:bits=2' if dial else entry(name).example_spec}; got {spec!r}")
+
+
+def _beside_bits(dial: dict[str, Any], own: dict[str, Any], needed: list[str]) -> dict[str, Any]:
+    """What may be said beside ``bits`` where the dial hands options on: all but what it decides itself, sizes and needed arguments."""
+    return {**dial, **{key: value for key, value in own.items() if key not in needed and key != "codebook_size"}}
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:

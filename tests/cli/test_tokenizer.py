@@ -183,7 +183,7 @@ def test_wrong_partners_are_refused(cli: Any, here: Path) -> None:
     _, err = cli("tokenizer", "train", "photos", *TRAIN, "--steps", 2, code=2)
     assert "--resume" in err
     _, err = cli("tokenizer", "train", "photos", *TRAIN, "--steps", 2, "--resume", "--learning-rate", 0.5, code=2)
-    assert "config.learning_rate is 0.001 there and 0.5 here" in err
+    assert "config.learning_rate is 0.002 there and 0.5 here" in err
     _, err = cli("tokenizer", "train", "photos/bars", *TRAIN, "--steps", 2, "--resume", code=2)
     assert "inputs.images" in err
     os.rename("tok", "old")

@@ -21,6 +21,7 @@ for spec, dim in {specs!r}:
 
 def test_encoding_imports_no_compiler() -> None:
     # Trained quantizers differentiate, and that goes through the registered ops.
-    specs = [(entry.example_spec, entry.example_dim) for entry in catalog.QUANTIZERS if entry.name != "simvq"]
+    trained = ("simvq", "bridge_vq", "projected_vq", "multi_scale")
+    specs = [(entry.example_spec, entry.example_dim) for entry in catalog.QUANTIZERS if entry.name not in trained]
     found = subprocess.run([sys.executable, "-c", SCRIPT.format(specs=specs)], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr

@@ -219,7 +219,9 @@ def bad_quantizers(data: bytes) -> Iterator[tuple[str, bytes, set[str]]]:
             continue
         for other in ("8x", None, [1], {"a": 1}, {"quantizer": "vq"}, True):
             if type(other) is not type(value):
-                yield f"{key}={other!r}", config(**{key: other}), {"config", "missing-key", "limit"}
+                # None is another value, not another type, where the argument allows it.
+                yield f"{key}={other!r}", config(**{key: other}), {"config", "missing-key", "limit",
+                                                                   *(("fingerprint", "shape") if other is None else ())}
         if isinstance(value, int) and key != "seed":
             for number in (-1, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1):
                 # An argument that only steers fitting may be any number; then the fingerprint is the one to answer.

@@ -114,7 +114,7 @@ def test_a_run_of_minutes_plans_its_steps_and_ends_annealed(images: Any, tmp_pat
     done = train(*images, settings(warmup=0), Limits(minutes=0.03, log_every=1), tmp_path / "job")
     assert done.steps > module.PLAN_AFTER and done.seconds < 10
     rates = [row["rate"] for row in done.rows]
-    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 0.3 * max(rates)
+    assert max(rates) == pytest.approx(2e-3) and rates[-1] < 0.3 * max(rates)
 
 
 def test_plain_vq_starts_as_the_papers_do(images: Any) -> None:

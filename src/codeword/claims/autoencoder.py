@@ -56,7 +56,8 @@ def _train(setting: Setting, pictures: Pictures, quantizer: str, options: dict[s
     few = IMAGES[setting.budget]
     learn, held = images_of(pictures.train[:few], "training image"), images_of(pictures.test[:few], "held-out image")
     side, channels = pictures.train.shape[2], pictures.train.shape[1]
-    settings = Settings(quantizer=quantizer, size=side, channels=channels, seed=setting.seed, **{"batch_size": 64, "dim": 64, **options})
+    options = {"network": "conv:width=32", "dim": 64, **options}
+    settings = Settings(quantizer=quantizer, size=side, channels=channels, seed=setting.seed, **options)
     with tempfile.TemporaryDirectory() as folder:
         steps = STEPS[setting.budget]
         done = train(learn, held, settings, Limits(steps=steps, log_every=1 << 30, eval_every=1 << 30, save_seconds=1e9), folder)

@@ -7,10 +7,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from codeword.claims import autoencoder
 from codeword.claims.record import Check, Claim, Rule, Setting
 from codeword.claims.vector_autoencoder import Outcome, fitted, trained
 from codeword.parts import random
 from codeword.parts.alignment import disentangle, info_nce
+from codeword.quantizer import Codes
 from codeword.quantizers.cosine_vq import CosineVQ
 from codeword.quantizers.factorized_vq import FactorizedVQ
 
@@ -85,6 +87,27 @@ def error_over_one(setting: Setting) -> float:
     return _trained(setting, 0.1).error / trained(one, setting, fitted).error
 
 
+def _tokenizer(setting: Setting, weight: float) -> autoencoder.Arm:
+    return autoencoder.arm(setting, f"factorized_vq:codebook_size={SIZE[setting.budget]},disentangle={weight}", dim=WIDTH)
+
+
+def cosine_on_images(setting: Setting) -> float:
+    """The mean over held-out images of the squared cosine between the two codewords of a place, with over without."""
+    assert setting.pictures is not None
+    images = setting.pictures.test[:256]
+
+    def squared(arm: autoencoder.Arm) -> float:
+        quantizer = arm.tokenizer.quantizer
+        assert isinstance(quantizer, FactorizedVQ)
+        codes = arm.tokenizer.encode(images).indices.flatten(0, 1)
+        return float(disentangle(quantizer.split(torch.as_tensor(quantizer.decode(Codes(codes))))))
+    return squared(_tokenizer(setting, 0.1)) / squared(_tokenizer(setting, 0.0))
+
+
+def price_on_images(setting: Setting) -> float:
+    return _tokenizer(setting, 0.1).error / _tokenizer(setting, 0.0).error
+
+
 CLAIM = Claim(
     name="fqgan",
     sentence="Two codebooks of 16,384 codes, told apart by a disentangling and a representation loss, reach rFID 0.94 at 28 bits a "
@@ -99,10 +122,14 @@ CLAIM = Claim(
               Rule(high=0.5), squared_cosine),
         Check("price", "relation", "held-out error of the autoencoder with the disentangling loss over without", Rule(high=1.05), price),
         Check("usage", "relation", "least usage of the two codebooks of 64, entropy term 0.03", Rule(low=0.8), usage),
+        Check("cosine_on_images", "relation", "squared cosine of the two codewords of a place on held-out images, image tokenizer with the "
+              "disentangling loss (0.1) over without", Rule(high=0.5), cosine_on_images, on="images"),
+        Check("price_on_images", "relation", "held-out reconstruction error of the same", Rule(high=1.05), price_on_images, on="images"),
         Check("error_over_one", "relation", "held-out error of two codebooks over one of the same size, at twice the bits", Rule(high=1.0),
               error_over_one),
     ),
-    notes="An autoencoder of sentence embeddings stands in for one of images. The published gain is not at equal bits, nor is "
+    notes="On images: small convolutional tokenizers, 1,000 steps on 28 x 28 images (7 x 7 tokens), without the representation loss. "
+          "On vectors an autoencoder of sentence embeddings stands in for one of images. The published gain is not at equal bits, nor is "
           "error_over_one; nothing in the paper promises one at equal bits. In the first "
           "measurement the disentangling loss lowered the squared cosine to 0.58 of its value (three seeds), not surely to half. "
           "The generator (FAR) is not part of this claim.",

@@ -73,26 +73,26 @@ class FSQ(Quantizer):
                           "of dim (g bits <= 32) are possible")
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return self._tokens(self._digits(self._columns(rows)), len(rows)), None
+        return self._tokens(self._digits(self._columns(rows)), rows.shape[0]), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
         digits, rest = [], indices.reshape(-1)
         for level in self.grid:
             digits.append(rest % level)
             rest = torch.div(rest, level, rounding_mode="floor")
-        return self._rows(self._values(torch.stack(digits)), len(indices))
+        return self._rows(self._values(torch.stack(digits)), indices.shape[0])
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         z = self._columns(rows)
         digits = self._digits(z.detach())
-        tokens, values = self._tokens(digits, len(rows)), self._values(digits)
+        tokens, values = self._tokens(digits, rows.shape[0]), self._values(digits)
         smooth = torch.addcmul(-self._column(self.offset / self.steps), torch.tanh(z.add_(self._column(self.shift))),
                                self._column(self.span / self.steps))
-        error = self._error(smooth.detach(), values, keep, len(rows))
+        error = self._error(smooth.detach(), values, keep, rows.shape[0])
         if self.training and self.noise > 0:
             values = torch.where(torch.rand_like(values) < self.noise, smooth.detach() + self._half_steps(values), values)
         stats = {"error": error, **usage(tokens, self.levels[0], keep)}
-        return self._rows(_Rounded.apply(smooth, values), len(rows)), tokens, None, rows.new_zeros(()), stats
+        return self._rows(_Rounded.apply(smooth, values), rows.shape[0]), tokens, None, rows.new_zeros(()), stats
 
     def rebuild(self) -> None:
         """The constants of the grid: they move with the module and are not stored."""

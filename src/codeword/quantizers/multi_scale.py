@@ -117,7 +117,7 @@ class MultiScale(Quantizer):
         with torch.no_grad():
             for s, (h, w) in enumerate(self.grids):
                 own = indices[:, start:start + h * w]
-                words = self.codebook[own.reshape(-1)].reshape(len(own), h * w, self.channels)
+                words = self.codebook[own.reshape(-1)].reshape(own.shape[0], h * w, self.channels)
                 if lengths is not None:
                     present = lengths.unsqueeze(1) > torch.arange(start, start + h * w, device=lengths.device)
                     words = torch.where(present.unsqueeze(2), words, 0.0)
@@ -159,13 +159,13 @@ class MultiScale(Quantizer):
 
     def _passes(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Of every scale: indices int64 (n, places), the grown map (n, h, w, channels), and the tokens (n places, channels) it codes."""
-        left, found = rows.detach().reshape(len(rows), *self.size, self.channels), []
+        left, found = rows.detach().reshape(rows.shape[0], *self.size, self.channels), []
         for s, grid in enumerate(self.grids):
             tokens = self._shrunk(left, s)
             indices = ops.nearest(tokens, self.codebook).indices
-            grown = self._grown(ops.gather(self.codebook, indices).reshape(len(rows), *grid, self.channels), s)
+            grown = self._grown(ops.gather(self.codebook, indices).reshape(rows.shape[0], *grid, self.channels), s)
             left = left - grown.detach()
-            found.append((indices.reshape(len(rows), grid[0] * grid[1]), grown, tokens))
+            found.append((indices.reshape(rows.shape[0], grid[0] * grid[1]), grown, tokens))
         return found
 
     def _shrunk(self, maps: Tensor, s: int) -> Tensor:
@@ -185,10 +185,10 @@ class MultiScale(Quantizer):
 
     def _start(self, rows: Tensor, weights: Tensor | None) -> int:
         """k-means on tokens: of exact averages first, then of what codes leave. The number of repaired clusters."""
-        left, tokens = rows.reshape(len(rows), *self.size, self.channels), []
+        left, tokens = rows.reshape(rows.shape[0], *self.size, self.channels), []
         for s, grid in enumerate(self.grids):
             tokens.append(self._shrunk(left, s))
-            left = left - self._grown(tokens[-1].reshape(len(rows), *grid, self.channels), s)
+            left = left - self._grown(tokens[-1].reshape(rows.shape[0], *grid, self.channels), s)
         repaired, initial = 0, None
         for _ in range(1 + ROUNDS):
             mass = None if weights is None else torch.cat([weights.repeat_interleave(h * w) for h, w in self.grids])

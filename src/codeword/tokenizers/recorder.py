@@ -31,6 +31,7 @@ class Recorder:
     def __init__(self, folder: Path, run: Run, tensorboard: bool) -> None:
         self.folder, self.run, self.rows = folder, run, read_log(folder / LOG)
         self._sums: list[dict[str, Tensor]] = []
+        self._before = UsageMeter(run.meter.levels)
         self._board: Any = _board(folder) if tensorboard else None
 
     def begin(self, step: int) -> None:
@@ -48,14 +49,15 @@ class Recorder:
             raise CodewordError(f"the loss is no longer finite at step {self.run.step}; a smaller learning rate, or --precision 32, helps")
 
     def note(self) -> dict[str, float]:
-        """A row of the log: means since the last one. Raises CodewordError where the loss is no longer finite."""
+        """A row of the log: means since the last one; usage since the last but one, so that no short window makes it look small.
+        Raises CodewordError where the loss is no longer finite."""
         self.check()
         run = self.run
         means = {key: float(torch.stack([sums[key].float().cpu() for sums in self._sums if key in sums]).mean())
                  for key in self._sums[-1]}
         row = {"step": float(run.step), "seconds": run.seconds, "images": float(run.step * run.batches.batch_size), **means,
-               **usage_statistics(run.meter)}
-        run.meter = UsageMeter(run.meter.levels)
+               **usage_statistics(UsageMeter(run.meter.levels).merge(self._before).merge(run.meter))}
+        self._before, run.meter = run.meter, UsageMeter(run.meter.levels)
         self._sums = []
         self.rows.append(row)
         self._write()

@@ -69,7 +69,7 @@ class Settings:
     channels: int = 3
     dim: int = 32
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     shape: str = "linear"
     warmup: int = 100
     hold: float = 0.3
