@@ -208,3 +208,76 @@ def test_two_ranks_train_one_codebook(here: Path) -> None:
     assert found["steps"] == 4 and out.count('"fingerprint"') == 1
     from codeword.tokenizers.image import ImageTokenizer
     assert ImageTokenizer.load(here / "tok/tokenizer.cw").fingerprint == found["fingerprint"]
+
+
+DYNAMIC = ("--quantizer", "vq:iterations=2,learning=ema", "--codebook-size", "8", "--dim", "4", "--batch-size", "8", "--warmup", "2",
+           "-o", "tok", "--network")
+
+
+@pytest.mark.parametrize("router", ["entropy", "learned", "random"])
+def test_tokens_of_dynamic_granularity_all_the_way(cli: Any, here: Path, router: str) -> None:
+    """A variable number of tokens an image, from training to a page; bits with the map of fine cells."""
+    from codeword.tokenizers.shards import TokenShards
+    network = f"dynamic:router={router},fraction=0.4,width=4,multipliers=1x1x1"
+    planned = summary(cli("tokenizer", "train", "photos", *DYNAMIC, network, "--steps", 6, "--dry-run", "--json"))
+    assert planned["bits_per_pixel"] == pytest.approx((16 * (1 + 3 * 0.4) * 3 + 16) / 256)
+    cli("tokenizer", "train", "photos", *DYNAMIC, network, "--steps", 6)
+    assert np.asarray(Image.open("tok/samples/step-0000006.png")).std() > 10
+    planned = summary(cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", "--dry-run", "--json"))
+    encoded = summary(cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", "--json"))
+    lengths = [len(item.indices) for item in TokenShards("tokens")]
+    assert sum(lengths) == encoded["tokens"] == planned["tokens"] and min(lengths) >= 16 and max(lengths) <= 64
+    assert len(set(lengths)) > 1 and all((n - 16) % 3 == 0 for n in lengths)
+    out, _ = cli("verify", "tokens", "tok/tokenizer.cw", "tok")
+    assert out.count("clean") == 3
+    cli("tokenizer", "decode", "tok", "tokens", "-o", "back")
+    numbers = summary(cli("tokenizer", "eval", "tok", "photos", "--json"))
+    pairs = [(f"photos/bars/{2 * i + 1}.png", f"back/{i:06d}-{2 * i + 1}.png") for i in range(15)] + \
+            [(f"photos/discs/{2 * i}.png", f"back/{i + 15:06d}-{2 * i}.png") for i in range(15)]
+    error = np.mean([np.square(np.asarray(Image.open(a)) / 255.0 - np.asarray(Image.open(b)) / 255.0) for a, b in pairs])
+    assert numbers["error"] == pytest.approx(error, rel=1e-4)
+    assert numbers["tokens"] == pytest.approx(np.mean(lengths)) == pytest.approx(16 * (1 + 3 * numbers["fine"]))
+    assert (numbers["tokens_least"], numbers["tokens_most"]) == (min(lengths), max(lengths))
+    assert numbers["bits"] == pytest.approx((np.mean(lengths) * 3 + 16) / 256) and numbers["gate_bits"] == 16 / 256
+    assert numbers["entropy_bits"] <= numbers["bits"]
+    cli("tokenizer", "report", "tok", "photos")
+    page = (here / "tok/report.html").read_text()
+    assert page.count("<svg") == 3 and "16 bits for the map of fine cells" in page and ">nan" not in page
+    _, err = cli("tokenizer", "encode", "tok", "photos", "-o", "whole", "--size", 8, code=2)
+    assert "(b, 3, 16, 16) is needed" in err and "Traceback" not in err
+
+
+def test_factorized_codebooks_learn_from_features(cli: Any, here: Path) -> None:
+    words = ("--quantizer", "factorized_vq:iterations=2", "--codebook-size", 8, "--dim", 8, "--batch-size", 8, "--warmup", 2, "--network",
+             "factorized:width=4,adapter=transformer", "--representation", 0.5, "-o", "tok")
+    cli("tokenizer", "train", "photos", *words, "--steps", 4)
+    assert "representation" in (here / "tok/log.csv").read_text().splitlines()[0]
+    encoded = summary(cli("tokenizer", "encode", "tok", "photos", "-o", "tokens", "--json"))
+    assert encoded["tokens"] == 30 * 16
+    assert summary(cli("tokenizer", "eval", "tok", "photos", "--json"))["bits"] == 16 * 6 / 256
+    cli("tokenizer", "report", "tok", "photos")
+    _, err = cli("tokenizer", "train", "photos", *TRAIN[:-2], "--steps", 4, "--representation", 0.5, "-o", "other", code=2)
+    assert "teaches the first codebook of a factorized_vq" in err and not (here / "other").exists()
+
+
+def test_frozen_features_from_images_to_a_tokenizer(cli: Any, here: Path) -> None:
+    made = summary(cli("tokenizer", "features", "photos", "--codebook-size", 8, "-o", "features.npy", "--json"))
+    assert made == {"features": "features.npy", "shape": [8, 96], "images": 30, "classes": 2, "network": "features-cifar10"}
+    features = np.load("features.npy")
+    assert features.dtype == np.float32 and np.isfinite(features).all() and len(np.unique(features, axis=0)) == 8
+    cli("tokenizer", "features", "photos", "--codebook-size", 8, "-o", "again.npy")
+    assert (here / "again.npy").read_bytes() == (here / "features.npy").read_bytes()
+    whole = cli("tokenizer", "features", "photos", "--codebook-size", 8, "--no-by-class", "-o", "all.npy", "--json")
+    assert summary(whole)["classes"] is None
+    words = ("--quantizer", "projected_vq:steps=2", "--codebook-size", 8, "--network", "conv:width=4", "--dim", 4, "--batch-size", 8,
+             "--warmup", 2, "-o", "tok")
+    cli("tokenizer", "train", "photos", *words, "--features", "features.npy", "--steps", 2)
+    assert '"shape":[8,96]' in (here / "tok/job.json").read_text()
+    cli("tokenizer", "eval", "tok", "photos")
+    _, err = cli("tokenizer", "train", "photos", *words, "--features", "all.npy", "--steps", 3, "--resume", code=2)
+    assert "input features has changed" in err
+    for wrong, what in ((("--codebook-size", 1, "-o", "one.npy"), "for 2 classes"),
+                        (("--codebook-size", 481, "-o", "o.npy"), "480 patches"),
+                        (("--codebook-size", 8, "-o", "o.txt"), "a .npy file is needed")):
+        _, err = cli("tokenizer", "features", "photos", *wrong, code=2)
+        assert what in err and "Traceback" not in err

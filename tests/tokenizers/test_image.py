@@ -13,8 +13,9 @@ from conftest import pictures
 from codeword import catalog
 from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
 from codeword.io.tensors import read_tensors, write_tensors
+from codeword.tokenizers.dynamic import DynamicTokenizer
 from codeword.tokenizers.image import ImageTokenizer, to_bytes
-from codeword.tokenizers.networks import NETWORKS, build, canonical_spec
+from codeword.tokenizers.networks import NETWORKS, build, canonical_spec, parse
 
 SPECS = ("vq:codebook_size=8,iterations=2", "simvq:codebook_size=8,steps=2", "fsq:grid=4x4",
          "rvq:num_codebooks=2,codebook_size=4,iterations=2",
@@ -179,9 +180,12 @@ def test_every_network_builds_and_spells_its_options_out() -> None:
     for name in NETWORKS:
         spec = canonical_spec(name)
         assert canonical_spec(spec) == spec
-        network = build(spec, channels=3, outputs=3, dim=5, size=32)
+        if name == "dynamic":  # no pair of networks
+            assert DynamicTokenizer(quantizer="fsq:grid=4x4", dim=2, **parse(spec)[1]).network == spec
+            continue
+        network = build(spec, channels=3, outputs=3, dim=6, size=32)
         z = network.encoder(torch.zeros(1, 3, 32, 32))
-        assert z.shape == (1, 5, 32 // network.factor, 32 // network.factor) and network.decoder(z).shape == (1, 3, 32, 32)
+        assert z.shape == (1, 6, 32 // network.factor, 32 // network.factor) and network.decoder(z).shape == (1, 3, 32, 32)
     for wrong in ("nothing", "conv:depth=2", "conv:width=0", "conv:width=2x2", "vqgan:attention=1", "vqgan:multipliers=0x1", "conv:width"):
         with pytest.raises(CodewordError):
             canonical_spec(wrong)

@@ -17,8 +17,11 @@ pytest.importorskip("lightning_fabric")
 from codeword.data.images import Images, open_images
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.io.tensors import read_tensors, write_tensors
-from codeword.tokenizers import checkpoint, schedule
+from codeword.tokenizers import checkpoint, objective, schedule
 from codeword.tokenizers import train as module
+from codeword.tokenizers.dynamic import DynamicTokenizer
+from codeword.tokenizers.evaluate import evaluate
+from codeword.tokenizers.frame import load_tokenizer
 from codeword.tokenizers.image import ImageTokenizer
 from codeword.tokenizers.recorder import COLUMNS, read_log
 from codeword.tokenizers.train import Limits, Progress, Settings, train
@@ -180,3 +183,98 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(CodewordError):
             settings(**wrong).check()
     assert settings(loss="l1,perceptual=0.5").check()
+
+
+# ---------------------------------------------------------------------- other kinds
+
+
+DYNAMIC = "dynamic:router={},fraction=0.4,width=4,multipliers=1x1x1"
+FACTORIZED = {"network": "factorized:width=4,multipliers=1x1x2", "quantizer": "factorized_vq:codebook_size=8,iterations=2", "dim": 8,
+              "representation": 0.5}
+
+
+@pytest.mark.parametrize("other", [{"network": DYNAMIC.format("entropy")}, {"network": DYNAMIC.format("learned"), "gan": 0.1},
+                                   {"network": DYNAMIC.format("random"), "quantizer": "fsq:grid=4x4"}, FACTORIZED],
+                         ids=["entropy", "learned", "random", "factorized"])
+def test_other_kinds_stop_and_go_on_without_a_trace(images: Any, tmp_path: Path, other: dict[str, Any]) -> None:
+    torch.manual_seed(5)  # the caller's random numbers take no part
+    whole = train(*images, settings(**other), Limits(steps=5, log_every=1), tmp_path / "whole")
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    train(*images, settings(**other), Limits(steps=5, log_every=1), tmp_path / "half", watch=stop)
+    done = train(*images, settings(**other), Limits(steps=5, log_every=1), tmp_path / "half", resume=True)
+    assert whole.tokenizer.fingerprint == done.tokenizer.fingerprint
+    again = load_tokenizer(tmp_path / "half" / "tokenizer.cw")
+    assert again.fingerprint == done.tokenizer.fingerprint and type(again) is type(done.tokenizer)
+    assert again.network.startswith(settings(**other).network.partition(":")[0])
+    row = whole.rows[-1]
+    assert ("fine" in row) == isinstance(again, DynamicTokenizer) and ("representation" in row) == ("representation" in other)
+    if "representation" in row:
+        assert 0 < row["representation"] < 0.5 * (np.log(8) + 2)
+        assert len(again.state_dict()) == len(module.new_tokenizer(settings(**other)).state_dict())
+
+
+def test_a_learned_router_learns_within_its_budget(images: Any, tmp_path: Path) -> None:
+    other = settings(network=DYNAMIC.format("learned"), batch_size=16, learning_rate=0.01, ema=0.9)
+    done = train(*images, other, Limits(steps=60, log_every=15), tmp_path / "job")
+    assert np.mean([row["fine"] for row in done.rows[1:]]) == pytest.approx(0.4, abs=0.04)
+    assert done.rows[-1]["l2"] < 0.5 * done.rows[0]["l2"]
+    router = done.tokenizer.router
+    assert float(router.choice[2].weight.detach().abs().max()) > 0 and int(router.updates) == 60  # type: ignore[union-attr, arg-type, operator, index]
+    assert evaluate(done.tokenizer, images[1], size=16).numbers["fine"] == pytest.approx(0.4, abs=0.2)
+
+
+def test_the_representation_loss_reaches_the_encoder_through_one_codebook(images: Any, tmp_path: Path) -> None:
+    """Without an image loss: the first adapter and the trunk move, the second adapter has no gradient from it."""
+    run = module.Run(*images, settings(**FACTORIZED), Limits(steps=2), tmp_path, module.start_fabric(TINY), False, False)
+    x = run.batches.batch(0).float() / 255
+    out = run.tokenizer(x)
+    _, parts = run.losses(out, x, 0.0)
+    targets = run.losses.features.pooled(x)  # type: ignore[union-attr]
+    run.losses.head(out.quantized.values, targets).backward()  # type: ignore[misc]
+    encoder: Any = run.tokenizer.encoder
+    first, second = (sum(float(p.grad.abs().sum()) for p in adapter.parameters() if p.grad is not None) for adapter in encoder.adapters)
+    assert first > 0 and second == 0 and float(encoder.trunk.head.weight.grad.abs().sum()) > 0
+    assert {"representation", "l2"} <= set(parts)
+    assert sum(p.numel() for p in run.learned) > sum(p.numel() for p in run.tokenizer.parameters())
+
+
+def test_bfloat16_trains_all_of_them(images: Any, tmp_path: Path) -> None:
+    for name, other in (("a", {"network": DYNAMIC.format("learned")}), ("b", FACTORIZED)):
+        done = train(*images, settings(precision="bf16", **other), Limits(steps=2, log_every=1), tmp_path / name)
+        assert np.isfinite(done.rows[-1]["loss"])
+
+
+def test_frozen_features_are_installed_once_and_are_part_of_the_job(images: Any, tmp_path: Path) -> None:
+    other = settings(quantizer="projected_vq:codebook_size=8,steps=2")
+    features = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
+    done = train(*images, other, Limits(steps=2), tmp_path / "job", features=features)
+    held = done.tokenizer.quantizer.state_dict()["features"]
+    centred = torch.as_tensor(features - features.mean(0))
+    assert torch.allclose(held, centred / centred.square().sum(1).mean().sqrt(), atol=1e-5)
+    more = train(*images, other, Limits(steps=3), tmp_path / "job", features=features, resume=True)
+    assert more.steps == 3 and torch.equal(more.tokenizer.quantizer.state_dict()["features"], held)
+    with pytest.raises(CodewordError, match="input features has changed"):
+        train(*images, other, Limits(steps=4), tmp_path / "job", features=features + 1, resume=True)
+    with pytest.raises(CodewordError, match="are for projected_vq"):
+        train(*images, TINY, Limits(steps=1), tmp_path / "no", features=features)
+    with pytest.raises(CodewordError, match=r"\(8, 1\.\.65536\) is needed"):
+        train(*images, other, Limits(steps=1), tmp_path / "no", features=features[:5])
+
+
+def test_wrong_networks_are_refused() -> None:
+    for other, match in (({"network": "dynamic:fraction=1.5"}, "above 0, below 1"), ({"network": "dynamic:router=best"}, "or learned or"),
+                         ({"network": "dynamic:multipliers=1x1x1", "loss": "logit_laplace=1"}, "no likelihood"),
+                         ({"network": "factorized"}, "codebooks of factorized_vq; it got vq"),
+                         ({**FACTORIZED, "network": "factorized:num_codebooks=4"}, "with num_codebooks=2"),
+                         ({"network": "dynamic:multipliers=1x1x1x1x1x1"}, "halvings divide")):
+        with pytest.raises(CodewordError, match=match):
+            module.new_tokenizer(settings(**other))
+    with pytest.raises(CodewordError, match="a DynamicTokenizer is made of it"):
+        ImageTokenizer(quantizer="fsq:grid=4x4", network="dynamic")
+    for other in (settings(representation=1.0), settings(representation=1.0, network=DYNAMIC.format("entropy"))):
+        with pytest.raises(Unsupported, match="teaches the first codebook"):
+            objective.Objective(other, module.new_tokenizer(other))

@@ -1,4 +1,4 @@
-"""codeword tokenizer train, encode, decode, eval, report: from a folder of images to tokens and back."""
+"""codeword tokenizer train, encode, decode, eval, report, features: from a folder of images to tokens and back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codeword.cli.inputs import Seed
+from codeword.cli.inputs import Seed, vectors
 from codeword.cli.show import Json, count, emit, note, pairs, progress, size
 from codeword.errors import CodewordError
 
 if TYPE_CHECKING:
     from codeword.data.images import Images
-    from codeword.tokenizers.image import ImageTokenizer
+    from codeword.tokenizers.frame import TrainedTokenizer
 
 ImagesArgument = Annotated[str, typer.Argument(
     metavar="IMAGES", show_default=False,
@@ -40,6 +40,9 @@ def register(app: typer.Typer) -> None:
     room.command(epilog="Example:  codeword tokenizer decode tok tokens -o pictures")(decode)
     room.command("eval", epilog="Example:  codeword tokenizer eval tok held_out/")(evaluate)
     room.command(epilog="Example:  codeword tokenizer report tok held_out/ -o report.html")(report)
+    room.command(epilog="Example:  codeword tokenizer features photos/ --codebook-size 16384 -o features.npy    and then    "
+                        "codeword tokenizer train photos/ --quantizer projected_vq --codebook-size 16384 --features features.npy -o tok"
+                 )(features)
     app.add_typer(room, name="tokenizer")
 
 
@@ -48,7 +51,8 @@ def train(source: ImagesArgument,
           quantizer: Annotated[str, typer.Option(help="Spec string, e.g. simvq, vq:learning=ema, fsq:grid=8x5x5x5.")] = "simvq",
           codebook_size: Annotated[int | None, typer.Option(help="Codewords; same as codebook_size= in the spec. [default: 16384]", min=1,
                                                             show_default=False)] = None,
-          network: Annotated[str, typer.Option(help="Encoder and decoder: conv, vqgan or vit, with options.")] = "vqgan:width=16",
+          network: Annotated[str, typer.Option(help="Encoder and decoder: conv, vqgan, vit, factorized (FQGAN), dynamic (DQ-VAE), with "
+                                              "options, e.g. dynamic:router=entropy,fraction=0.4.")] = "vqgan:width=16",
           dim: Annotated[int | None, typer.Option(help="Width of the latents. [default: 32; the length of the grid for fsq]", min=1,
                                                   show_default=False)] = None,
           image_size: Annotated[int | None, typer.Option("--size", help="Side of the training crops. [default: the images' own if all are "
@@ -66,6 +70,11 @@ def train(source: ImagesArgument,
           gan: Annotated[float, typer.Option(help="Weight of the discriminator's approval; 0: no discriminator.", min=0)] = 0.0,
           discriminator: Annotated[str, typer.Option(help="patch or style.")] = "patch",
           gan_start: Annotated[float, typer.Option(help="Share of the run before the discriminator joins.", min=0, max=1)] = 0.3,
+          representation: Annotated[float, typer.Option(min=0, help="Weight of a loss that ties the first codebook of factorized_vq to "
+                                                             "features of the bundled network (FQGAN: 0.5, to CLIP's).")] = 0.0,
+          frozen: Annotated[str | None, typer.Option("--features", show_default=False,
+                                                     help="Frozen features of projected_vq, a row a codeword, as codeword tokenizer "
+                                                          "features writes them. [default: centres of first latents]")] = None,
           ema: Annotated[float, typer.Option(help="Decay of the averaged weights.", min=0)] = 0.999,
           start: Annotated[str, typer.Option(help="data: fit the quantizer on first latents; random: as papers start it.")] = "data",
           precision: Annotated[str, typer.Option(help="32 or bf16.")] = "32",
@@ -87,11 +96,12 @@ def train(source: ImagesArgument,
     spec = _spec(quantizer, codebook_size)
     settings = Settings(quantizer=spec, network=network, size=side, channels=images.channels, dim=dim or _usual_dim(spec),
                         batch_size=batch_size, learning_rate=learning_rate, shape=schedule, warmup=warmup, ema=ema, loss=loss,
-                        gan=gan, discriminator=discriminator, gan_start=gan_start, start=start, precision=precision, flip=flip,
-                        seed=seed).check()
+                        gan=gan, discriminator=discriminator, gan_start=gan_start, representation=representation, start=start,
+                        precision=precision, flip=flip, seed=seed).check()
+    installed = None if frozen is None else vectors(frozen)[:]
     limits = Limits(steps=steps, minutes=minutes if minutes is not None or steps is not None else 10.0, eval_every=eval_every)
     if dry_run:
-        return _train_estimate(images, held_out, settings, limits, as_json)
+        return _train_estimate(images, held_out, settings, limits, installed, as_json)
     began = time.perf_counter()
     with progress("train", 1.0, as_json or os.environ.get("LOCAL_RANK", "0") != "0") as advance:
         done = [0.0]
@@ -103,7 +113,7 @@ def train(source: ImagesArgument,
             if now.row is not None and "valid_psnr" in now.row and not as_json:
                 note(_step_line(now))
         outcome = run(images, held_out, settings, limits, out, resume=resume, skip_bad=skip_bad, devices=devices, accelerator=accelerator,
-                      tensorboard=tensorboard, watch=watch)
+                      tensorboard=tensorboard, features=installed, watch=watch)
     if outcome.rank:  # the first rank speaks for all
         return
     if outcome.interrupted:
@@ -128,9 +138,9 @@ def _step_line(now: Any) -> str:
             f"loss {row['loss']:.4f}  {100 * row['usage']:.0f} % of the codebook in use")
 
 
-def _train_estimate(images: Images, held_out: Images, settings: Any, limits: Any, as_json: bool) -> None:
+def _train_estimate(images: Images, held_out: Images, settings: Any, limits: Any, installed: Any, as_json: bool) -> None:
     from codeword.tokenizers.train import estimate
-    found = estimate(images, held_out, settings, limits)
+    found = estimate(images, held_out, settings, limits, installed)
     emit(found, as_json, lambda: pairs({
         "would train": f"{count(found['parameters'], 'parameter')} on {count(len(images), 'image')} of {settings.size} × {settings.size}, "
                        f"holding {count(len(held_out))} out",
@@ -242,20 +252,52 @@ def report(tokenizer: TokenizerArgument, source: ImagesArgument,
     emit({"report": str(target), **found.numbers}, as_json, lambda: pairs({"saved": str(target), **_evaluation_lines(found.numbers)}))
 
 
+def features(source: ImagesArgument,
+             codebook_size: Annotated[int, typer.Option(help="Centres to make: codewords of the quantizer that will have them.", min=1)],
+             out: Annotated[Path, typer.Option("--out", "-o", help="The .npy file to write.")],
+             image_size: Annotated[int | None, typer.Option("--size", help="Side of the crops. [default: as for train]", min=4,
+                                                            show_default=False)] = None,
+             by_class: Annotated[bool, typer.Option(help="Share the centres out among the classes, where images have labels.")] = True,
+             seed: Seed = 0, as_json: Json = False) -> None:
+    """Make the frozen features of VQGAN-LC: centres of what the bundled feature network sees in patches of images (in place of CLIP)."""
+    import io
+
+    import numpy as np
+
+    from codeword.data.images import open_images
+    from codeword.io import files
+    from codeword.tokenizers.features import chosen, codebook_features
+    if out.suffix != ".npy":
+        raise CodewordError(f"--out is {out}; the name of a .npy file is needed")
+    images = open_images(source)
+    seen = len(chosen(images, codebook_size, seed))
+    with progress("features", seen, as_json) as advance:
+        found = codebook_features(images, codebook_size, size=image_size or _usual_size(images), by_class=by_class, seed=seed,
+                                  advance=advance)
+    data = io.BytesIO()
+    np.save(data, found.numpy())
+    files.write_file(out, [data.getvalue()])
+    classes = len(np.unique(images.labels)) if by_class and images.labels is not None else None
+    emit({"features": str(out), "shape": list(found.shape), "images": seen, "classes": classes, "network": "features-cifar10"}, as_json,
+         lambda: pairs({"saved": f"{out}: {count(len(found), 'centre')}, {found.shape[1]} wide",
+                        "made of": f"patches of {count(seen, 'image')} as features-cifar10 sees them"
+                                   + (", each label's apart" if classes else "")}))
+
+
 def _evaluation_lines(numbers: dict[str, Any]) -> dict[str, str]:
     from codeword.tokenizers.evaluate import MEANING
     return {line.name(numbers): line.show(numbers) for line in MEANING if numbers.get(line.key) is not None}
 
 
-def _tokenizer(path: Path) -> ImageTokenizer:
-    from codeword.tokenizers.image import ImageTokenizer
+def _tokenizer(path: Path) -> TrainedTokenizer:
+    from codeword.tokenizers.frame import load_tokenizer
     file = path / "tokenizer.cw" if path.is_dir() else path
     if path.is_dir() and not file.exists() and (path / "checkpoint.cw").exists():
         raise CodewordError(f"{path} holds a run that has not finished; continue it with codeword tokenizer train ... --resume")
-    return ImageTokenizer.load(file)
+    return load_tokenizer(file)
 
 
-def _images(source: str, made: ImageTokenizer) -> Images:
+def _images(source: str, made: TrainedTokenizer) -> Images:
     from codeword.data.images import open_images
     return open_images(source, channels=made.channels)
 

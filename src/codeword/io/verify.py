@@ -82,9 +82,9 @@ def _verify_file(path: Path) -> None:
     if kind in ("quantizer", "codes"):
         from codeword.io import objects
         objects.load(path) if kind == "quantizer" else objects.load_codes(path)
-    if kind == "image_tokenizer":
-        from codeword.tokenizers.image import ImageTokenizer
-        ImageTokenizer.load(path)
+    if kind in ("image_tokenizer", "dynamic_tokenizer"):
+        from codeword.tokenizers.frame import load_tokenizer
+        load_tokenizer(path)
 
 
 def _verify_folder(path: Path) -> list[Finding]:

@@ -26,6 +26,16 @@ class Reconstruction(NamedTuple):
     values: Tensor
     quantized: Quantized
 
+    @property
+    def loss(self) -> Tensor:
+        """What is asked for beside the reconstruction: the quantizer's loss."""
+        return self.quantized.loss
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """The quantizer's."""
+        return self.quantized.stats
+
 
 class Step(NamedTuple):
     """Losses of one training step, detached, and what ``update`` changed."""

@@ -4,18 +4,23 @@ An image falls into cells of ``cell`` x ``cell`` pixels. A router says for each 
 are wanted (1); ``fraction`` is the share of fine cells it aims at. All take (images, coarse, fine) and return ``Routed``: gates (b, h, w),
 exactly 0.0 or 1.0, and the scores they come from; ``fit(images)`` first, where there is something to learn from images.
 
-    FeatureRouter   learned with the network: d = W2 silu(W1 [norm(coarse), mean2x2(norm(fine))]) is how much rather fine than coarse;
-                    it reads the latents and does not push them (the gradient of dice is noisy, and the encoder has better teachers)
-                        training    s = sigmoid(d + L), L = ln u - ln(1 - u);  gate = [s > 1/2], with the gradient of s
-                                    (the hard Gumbel-softmax of two choices, temperature 1: L is the difference of two Gumbel variables)
-                        else        gate = [d > t]
-                    ``budget_loss`` = (mean sigmoid(d) - fraction)^2 holds it to the fraction over a batch; single images may differ.
-                    (The published one takes the mean of the gates; its expectation has the same mean without the noise of dice, which
-                    else drowns the reconstruction's much smaller gradient.)
-                    t = 0 is the published choice, but dice and argmax differ: a router that says 0.7 everywhere is held to 0.7 in
-                    training and then makes every cell fine. So t is a moving average of the batches' quantile 1 - fraction of d,
-                    moved in ``follow``, never in a forward pass. Cells that look alike still fall on one side of it together, as blank
-                    ones do, so measure the share in inference (without dice a router cannot split them)
+    LearnedRouter   learned with the network: r = GAIN W2 silu(W1 [norm(coarse), mean2x2(norm(fine)), deviation2x2(norm(fine))]),
+                    how much rather fine than coarse; it reads the latents and does not push them (the gradient of dice is noisy, and the
+                    encoder has better teachers)
+                        training    d = r - t,  t such that mean sigmoid(d) = fraction over the batch;  gate = [d + L > 0],
+                                    L = ln u - ln(1 - u), with the gradient of sigmoid(d), the gate's expectation
+                        else        gate = [r > threshold], a moving average of the batches' quantile 1 - fraction of r
+                    The budget is kept by t, whose derivative counts (dt/dr_i = s_i / sum s, s = p (1 - p)): the router is taught nothing
+                    but which cells gain more than others.
+    The published one has a loss, 10 (mean gate - fraction)^2 or 20, in place of t, and the gradient of the one draw. Then nearly all that
+    its weights feel is that loss: its gradient is the same for all cells and twenty to a hundred times what the reconstruction says
+    about one (which has 1 / pixels before it); Adam divides by the larger, and after 500 steps the router had chosen nothing
+    (log/2026-11-27-learned-router.md). GAIN lets scores outgrow the dice, whose spread is 1.8, in fewer steps.
+    W2 starts at zero, so that all cells start alike. The published one does not see the deviation; how much the four fine latents of a
+    cell differ is what one coarse code cannot say. A threshold of 0 is published for inference, but a router that says 0.7 everywhere
+    would then make every cell fine. Cells that look alike fall on one side of any threshold together, as blank ones do: measure the
+    share in inference.
+
     EntropyRouter   nothing learned but a threshold: fine where the entropy of the cell's grey values is above the quantile 1 - fraction
                     of the images it was fitted on; so harder images get more codes, at the right mean
     RandomRouter    the control: a seeded coin for each cell, the same for the same image
@@ -26,6 +31,7 @@ spacing, so that no value falls between bins (the released tables used a quarter
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,35 +45,39 @@ from codeword.parts import random
 from codeword.parts.upkeep import all_sum
 
 BINS = 32
+FIT_PIXELS = 1 << 20
+"""Pixels whose histograms are made at once while fitting."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
+GAIN = 10.0
+HALVINGS = 40
 PACE = 0.05
 """How far ``follow`` goes towards a batch's threshold, once there were 1 / PACE of them."""
 
 
 class Routed(NamedTuple):
-    """``gates`` (b, h, w) of 0.0 and 1.0; ``scores`` (b, h, w), larger where fine codes are wanted more: of a learned router the log odds
-    d, with gradient."""
+    """``gates`` (b, h, w) of 0.0 and 1.0, with gradient where the router learns; ``scores`` (b, h, w), larger where fine codes are wanted
+    more."""
 
     gates: Tensor
     scores: Tensor
 
 
 def make_router(kind: str, *, dim: int, cell: int, cells: int, fraction: float, seed: int = 0) -> nn.Module:
-    """The router "features", "entropy" or "random" for latents of ``dim`` and ``cells`` x ``cells`` cells an image."""
+    """The router "learned", "entropy" or "random" for latents of ``dim`` and ``cells`` x ``cells`` cells an image."""
     if not 0 < fraction < 1:
         raise CodewordError(f"a router got fraction={fraction}; above 0 and below 1 is allowed")
-    if kind == "features":
-        return FeatureRouter(dim, fraction=fraction)
+    if kind == "learned":
+        return LearnedRouter(dim, fraction=fraction)
     if kind == "entropy":
         return EntropyRouter(cell, fraction=fraction)
     if kind == "random":
         return RandomRouter(cells, fraction=fraction, seed=seed)
-    raise CodewordError(f"unknown router {kind!r}; 'features', 'entropy' and 'random' are known")
+    raise CodewordError(f"unknown router {kind!r}; 'learned', 'entropy' and 'random' are known")
 
 
-class FeatureRouter(nn.Module):
+class LearnedRouter(nn.Module):
     """dim: of both branches' latents."""
 
     learned = True
@@ -76,7 +86,8 @@ class FeatureRouter(nn.Module):
         super().__init__()
         self.fraction = fraction
         self.norm_coarse, self.norm_fine = group_norm(dim), group_norm(dim)
-        self.choice = nn.Sequential(nn.Conv2d(2 * dim, dim, 1), nn.SiLU(), nn.Conv2d(dim, 1, 1))
+        self.choice = nn.Sequential(nn.Conv2d(3 * dim, dim, 1), nn.SiLU(), nn.Conv2d(dim, 1, 1, bias=False))
+        nn.init.zeros_(self.choice[2].weight)  # type: ignore[arg-type]
         self.threshold: Tensor
         self.updates: Tensor
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
@@ -102,13 +113,19 @@ class FeatureRouter(nn.Module):
             self.threshold += (total / count - self.threshold) * max(PACE, 1 / int(self.updates))
 
     def forward(self, images: Tensor, coarse: Tensor, fine: Tensor) -> Routed:
-        both = torch.cat((self.norm_coarse(coarse.detach()), F.avg_pool2d(self.norm_fine(fine.detach()), 2)), 1)
-        rather_fine = self.choice(both).squeeze(1).float()                              # (b, h, w)
+        # Contiguous: torch 2.13 crashes in the backward of GroupNorm where a channels_last input needs no gradient and its weights do.
+        coarse, fine = coarse.detach().contiguous(), fine.detach().contiguous()
+        fine = self.norm_fine(fine)
+        mean = F.avg_pool2d(fine, 2)
+        deviation = (F.avg_pool2d(fine.square(), 2) - mean.square()).clamp(min=1e-6).sqrt()
+        seen = torch.cat((self.norm_coarse(coarse), mean, deviation), 1)
+        rather_fine = GAIN * self.choice(seen).squeeze(1).float()                       # (b, h, w)
         if not self.training:
             return Routed((rather_fine > self.threshold).to(rather_fine.dtype), rather_fine)
-        noise = torch.rand_like(rather_fine).clamp(1e-6, 1 - 1e-6)
-        soft = torch.sigmoid(rather_fine + torch.logit(noise))
-        gates = (soft > 0.5).to(soft.dtype) + (soft - soft.detach())                    # the bracket is exactly zero
+        log_odds = at_budget(rather_fine, self.fraction)
+        noise = torch.rand_like(log_odds).clamp(1e-6, 1 - 1e-6)
+        chance = torch.sigmoid(log_odds)
+        gates = (log_odds + torch.logit(noise) > 0).to(chance.dtype) + (chance - chance.detach())  # the bracket is exactly zero
         return Routed(gates, rather_fine)
 
 
@@ -128,7 +145,8 @@ class EntropyRouter(nn.Module):
         """The quantile 1 - fraction over all cells of ``images``, halfway to the next larger entropy, so that rounding decides nothing."""
         if not len(images):
             raise ShapeError("an entropy router got no images to fit its threshold on")
-        found = cell_entropy(images, self.cell).double().flatten().sort().values
+        each = max(1, FIT_PIXELS // max(1, images[0].numel()))
+        found = torch.cat([cell_entropy(part, self.cell).double().flatten() for part in images.split(each)]).sort().values
         at = min(len(found) - 1, max(0, round((1 - self.fraction) * len(found)) - 1))
         above = found[found > found[at]]
         self.threshold.copy_((found[at] + above[0]) / 2 if len(above) else found[at])
@@ -168,10 +186,22 @@ class RandomRouter(nn.Module):
         return Routed((wheel < self.fraction).to(torch.float32), -wheel)
 
 
-def budget_loss(log_odds: Tensor, fraction: float) -> Tensor:
-    """(expected share of fine cells in the batch - fraction)^2 for cells that are fine with these log odds. With g fine cells of n an image
-    has n + 3 g codes, so holding one holds the other. An empty batch has loss zero."""
-    return (torch.sigmoid(log_odds).sum() / max(1, log_odds.numel()) - fraction).square() * (log_odds.numel() > 0)
+def at_budget(scores: Tensor, fraction: float) -> Tensor:
+    """scores - t, t such that the mean of sigmoid(scores - t) is ``fraction``: log odds of cells that are fine so often on average. With g
+    fine cells of n an image has n + 3 g codes, so that holds their mean too. Differentiable, t included; empty stays empty."""
+    if not scores.numel():
+        return scores
+    fixed = scores.detach().double()
+    least, most = (end - math.log(fraction / (1 - fraction)) for end in (fixed.min(), fixed.max()))     # where all are at most, at least it
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        over = torch.sigmoid(fixed - middle).mean() > fraction
+        least, most = torch.where(over, middle, least), torch.where(over, most, middle)
+    offset = ((least + most) / 2).to(scores.dtype)
+    chance = torch.sigmoid(scores.detach() - offset)
+    slope = chance * (1 - chance)
+    moved = (scores * slope).sum() / slope.sum().clamp(min=1e-12)
+    return scores - offset - (moved - moved.detach())
 
 
 def cell_entropy(images: Tensor, cell: int) -> Tensor:

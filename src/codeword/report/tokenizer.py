@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from codeword.report.usage import UsageMeter
     from codeword.tokenizers.evaluate import Look
-    from codeword.tokenizers.image import ImageTokenizer
+    from codeword.tokenizers.frame import TrainedTokenizer
 
 GAP = 6
 """Pixels between pairs of a sheet; half as many within."""
@@ -31,23 +31,30 @@ PICTURE = 96
 """Small images are enlarged by whole factors to about this side."""
 
 
-def sheet_array(originals: np.ndarray, reconstructions: np.ndarray, *, across: int = 8) -> np.ndarray:
-    """uint8 (height, width, 3): rows of originals (n, h, w, c), each with its reconstruction below."""
+def sheet_array(originals: np.ndarray, reconstructions: np.ndarray, fine: np.ndarray | None = None, *,
+                across: int = 8) -> np.ndarray:
+    """uint8 (height, width, 3): rows of originals (n, h, w, c), each with its reconstruction below, and below that, where ``fine``
+    (n, cells, cells) bool says which cells have fine tokens, the original again with the others dimmed."""
     factor = max(1, PICTURE // max(originals.shape[1:3]))
-    pairs = []
-    for image, back in zip(_colour(originals, factor), _colour(reconstructions, factor)):
-        pairs.append(np.concatenate([image, np.full((GAP // 2, image.shape[1], 3), 255, np.uint8), back]))
-    rows = []
+    rows = [_colour(originals, factor), _colour(reconstructions, factor)]
+    if fine is not None:
+        rows.append(_lit(rows[0], fine))
+    gap = np.full((GAP // 2, rows[0].shape[2], 3), 255, np.uint8)
+    pairs = [np.concatenate([part for image in images for part in (image, gap)][:-1]) for images in zip(*rows)]
+    lines = []
     for start in range(0, len(pairs), across):
         row = pairs[start:start + across]
         row += [np.full_like(pairs[0], 255)] * (min(across, len(pairs)) - len(row))
-        rows.append(np.concatenate([np.pad(pair, ((GAP, GAP), (GAP // 2, GAP // 2), (0, 0)), constant_values=255) for pair in row], axis=1))
-    return np.concatenate(rows)
+        sides = ((GAP, GAP), (GAP // 2, GAP // 2), (0, 0))
+        lines.append(np.concatenate([np.pad(pair, sides, constant_values=255) for pair in row], axis=1))
+    return np.concatenate(lines)
 
 
-def sheet(originals: np.ndarray, reconstructions: np.ndarray, *, across: int = 8) -> bytes:
-    """``sheet_array`` as PNG."""
-    return png_bytes(sheet_array(originals, reconstructions, across=across))
+def _lit(images: np.ndarray, fine: np.ndarray) -> np.ndarray:
+    """Coarse cells pale and towards blue, so that black and white ones show too."""
+    across = images.shape[2] // fine.shape[2]
+    light = fine.repeat(across, 1).repeat(across, 2)[..., None]
+    return np.where(light, images, (0.35 * images + 0.65 * np.array([70, 95, 150])).astype(np.uint8))
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -81,7 +88,7 @@ def map_svg(codewords: np.ndarray, counts: np.ndarray) -> str:
     return _svg(_map(codewords, counts, _INK))
 
 
-def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]], source: str) -> str:
+def page(tokenizer: TrainedTokenizer, found: Look, rows: Sequence[dict[str, float]], source: str) -> str:
     """The report as one HTML page that needs nothing but itself: what was measured, sheets of images, plots."""
     from codeword.tokenizers.evaluate import MEANING
     numbers = "".join(f"<tr><td>{html.escape(line.name(found.numbers))}</td><td>{html.escape(line.show(found.numbers))}</td>"
@@ -89,12 +96,16 @@ def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]
     levels, about = tokenizer.quantizer.levels, tokenizer.about
     trained = f"{about['steps']:,} steps in {about['seconds'] / 60:.1f} minutes" if {"steps", "seconds"} <= about.keys() else "unknown"
     grid = "×".join(str(math.ceil(side / tokenizer.factor)) for side in found.originals.shape[1:3])
+    if "fine" in found.numbers:
+        grid = "{tokens:.1f} ({tokens_least:.0f} to {tokens_most:.0f})".format(**found.numbers)
     facts = {"quantizer": _describe(tokenizer.quantizer), "network": tokenizer.network,
              "tokens": f"{grid} an image of {found.originals.shape[2]}×{found.originals.shape[1]}, "
-                       f"{sum(tokenizer.quantizer.widths)} bits each",
+                       f"{sum(tokenizer.quantizer.widths)} bits each"
+                       + (f", and {found.fine[0].size} bits for the map of fine cells" if found.fine is not None else ""),
              "trained": trained, "fingerprint": tokenizer.fingerprint}
     listed = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
-    pictures = base64.b64encode(sheet(found.originals, found.reconstructions, across=12 if found.originals.shape[1] <= 96 else 4)).decode()
+    pictures = base64.b64encode(png_bytes(sheet_array(found.originals, found.reconstructions, found.fine,
+                                                      across=12 if found.originals.shape[1] <= 96 else 4))).decode()
     codewords = _codewords(tokenizer)
     chart = (f"<figure>{map_svg(codewords, found.meter.histogram())}</figure>" if codewords is not None else
              f"<p>No map: a code of this quantizer has {len(levels)} positions of at most {max(levels):,} symbols, not one list of "
@@ -103,7 +114,7 @@ def page(tokenizer: ImageTokenizer, found: Look, rows: Sequence[dict[str, float]
     bad = "".join(f"<li>{html.escape(line)}</li>" for line in found.bad)
     return _PAGE.format(
         title=html.escape(f"Image tokenizer on {source}"), style=_STYLE + _MORE_STYLE, facts=listed, numbers=numbers, pictures=pictures,
-        shown=len(found.originals), curves=curves, usage=usage_svg(found.meter), map=chart,
+        shown=len(found.originals), lit=_LIT if found.fine is not None else "", curves=curves, usage=usage_svg(found.meter), map=chart,
         bad=f"<h2>Images that could not be read</h2><ul>{bad}</ul>" if bad else "")
 
 
@@ -112,7 +123,7 @@ def _describe(quantizer: Any) -> str:
     return f"{quantizer.name} ({shown})"
 
 
-def _codewords(tokenizer: ImageTokenizer) -> np.ndarray | None:
+def _codewords(tokenizer: TrainedTokenizer) -> np.ndarray | None:
     """(K, dim) of a quantizer whose code is one index into at most 2^17 codewords, else None."""
     import torch
 
@@ -129,7 +140,7 @@ def _codewords(tokenizer: ImageTokenizer) -> np.ndarray | None:
 def _curves(rows: Sequence[dict[str, float]], ink: str) -> Figure:
     figure, axes = _figure(1, 3, (11, 3.1), ink)
     panels = (("losses", (("l1", "l1"), ("l2", "l2"), ("quantizer", "quantizer's loss"), ("perceptual", "perceptual"),
-                          ("discriminator", "discriminator")), True),
+                          ("discriminator", "discriminator"), ("representation", "representation")), True),
               ("held-out images", (("valid_psnr", "PSNR, dB"),), False),
               ("codebook", (("usage", "codewords in use"), ("perplexity_share", "perplexity / codewords")), False))
     for axis, (title, lines, log) in zip(axes, panels):
@@ -241,11 +252,13 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem; align-items: start; }
 """
 
+_LIT = ", and below that once more, its coarse cells in pale blue"
+
 _PAGE = _HEAD + """<dl>{facts}</dl>
 <h2>Numbers</h2>
 <div class="wide"><table><tbody>{numbers}</tbody></table></div>
 <h2>Images</h2>
-<p class="data">The first {shown} images, each above what its tokens decode to.</p>
+<p class="data">The first {shown} images, each above what its tokens decode to{lit}.</p>
 <figure><img alt="originals above reconstructions" src="data:image/png;base64,{pictures}"></figure>
 <h2>Codebook</h2>
 <div class="two"><figure>{usage}</figure>{map}</div>

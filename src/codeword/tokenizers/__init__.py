@@ -6,7 +6,8 @@ import importlib
 from typing import Any
 
 _NAMES = {"Tokens": "tokens", "Layout": "tokens", "TokenShards": "shards", "TokenWriter": "shards", "ImageTokenizer": "image",
-          "DynamicTokenizer": "dynamic", "GraphTokenizer": "graph", "Settings": "train", "train": "train", "evaluate": "evaluate"}
+          "load_tokenizer": "frame", "DynamicTokenizer": "dynamic", "GraphTokenizer": "graph",
+          "Settings": "train", "train": "train", "evaluate": "evaluate"}
 
 __all__ = sorted(_NAMES)
 

@@ -1,8 +1,8 @@
 """The state of a training run in one file of ``io/tensors``: weights, their averages, optimizers, and where the run is. No pickle.
 
-    model.*, average.*, discriminator.*      tensors by their names
-    optimizer.I.KEY, critic.I.KEY            Adam's state of parameter number I
-    header                                   {"kind", "seconds", "settings", "step", "structure", "total"}
+    model.*, average.*, discriminator.*, head.*   tensors by their names
+    optimizer.I.KEY, critic.I.KEY                 Adam's state of parameter number I
+    header                                        {"kind", "seconds", "settings", "step", "structure", "total"}
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Held(NamedTuple):
     optimizer: dict[str, Tensor]
     discriminator: dict[str, Tensor]
     discriminator_optimizer: dict[str, Tensor]
+    head: dict[str, Tensor]
     structure: dict[str, Any]
     step: int
     seconds: float
@@ -48,6 +49,8 @@ def write(path: Path, run: Run) -> None:
     if run.losses.discriminator is not None:
         content |= {f"discriminator.{name}": t for name, t in run.losses.discriminator.state_dict().items()}
         content |= {f"critic.{name}": t for name, t in _optimizer_state(run.losses.optimizer).items()}
+    if run.losses.head is not None:
+        content |= {f"head.{name}": t for name, t in run.losses.head.state_dict().items()}
     write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in content.items()},
                   {"kind": KIND, "seconds": float(run.seconds), "settings": dataclasses.asdict(run.settings), "step": run.step,
                    "structure": run.tokenizer.quantizer.structure, "total": run.total})
@@ -66,8 +69,8 @@ def read(path: Path, settings: Settings) -> Held:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-    return Held(part("model."), part("average."), part("optimizer."), part("discriminator."), part("critic."), header["structure"],
-                header["step"], float(header["seconds"]), header["total"])
+    return Held(part("model."), part("average."), part("optimizer."), part("discriminator."), part("critic."), part("head."),
+                header["structure"], header["step"], float(header["seconds"]), header["total"])
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,8 @@ import torch
 from codeword.data.images import Images, centre, scale
 from codeword.errors import FormatError
 from codeword.io import jobs
-from codeword.tokenizers.image import ImageTokenizer, to_bytes
+from codeword.tokenizers.dynamic_codes import joined, singles
+from codeword.tokenizers.frame import TrainedTokenizer, to_bytes
 from codeword.tokenizers.shards import TokenShards, TokenWriter
 from codeword.tokenizers.tokens import Tokens
 
@@ -24,7 +25,7 @@ BATCH_PIXELS = 1 << 18
 """Pixels encoded or decoded at once, one image at least."""
 
 
-def encode(tokenizer: ImageTokenizer, images: Images, writer: TokenWriter, *, size: int | None, step: int = 512, skip_bad: bool = False,
+def encode(tokenizer: TrainedTokenizer, images: Images, writer: TokenWriter, *, size: int | None, step: int = 512, skip_bad: bool = False,
            advance: Callable[[int], Any] = lambda n: None) -> bool:
     """Write tokens of ``images`` from ``writer.consumed`` on, ``step`` images a segment; ``size`` None: whole images. True where a signal
     ended it early; what is written stays. Raises FormatError naming an image that cannot be decoded, unless ``skip_bad``."""
@@ -44,18 +45,19 @@ def encode(tokenizer: ImageTokenizer, images: Images, writer: TokenWriter, *, si
     return False
 
 
-def decode(tokenizer: ImageTokenizer, shards: TokenShards, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def decode(tokenizer: TrainedTokenizer, shards: TokenShards, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(item, uint8 (height, width, channels)) of ``rows``, those of one layout together."""
     for layout, run in groupby(rows, key=lambda row: shards[row].layout):
         group = list(run)
-        each = _at_once(math.prod(layout.grid) * tokenizer.factor**2)
+        each = _at_once(math.prod(layout.grid) * tokenizer.factor**2 if layout.grid else tokenizer.size**2)
         for start in range(0, len(group), each):
             part = group[start:start + each]
-            values = to_bytes(tokenizer.decode(shards.batch(part))).cpu().permute(0, 2, 3, 1)
+            tokens = shards.batch(part) if layout.grid else joined([shards[row] for row in part])
+            values = to_bytes(tokenizer.decode(tokens)).cpu().permute(0, 2, 3, 1)
             yield from zip(part, values.contiguous().numpy())
 
 
-def estimate(tokenizer: ImageTokenizer, images: Images, size: int | None) -> dict[str, Any]:
+def estimate(tokenizer: TrainedTokenizer, images: Images, size: int | None) -> dict[str, Any]:
     """Time from a few images, bytes and memory from their shapes."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), 32)).astype(int)).tolist()
     began = time.perf_counter()
@@ -92,7 +94,7 @@ def _decoded(images: Images, rows: Sequence[int], size: int | None, skip_bad: bo
     return pictures, kept, bad
 
 
-def _tokens(tokenizer: ImageTokenizer, pictures: Sequence[np.ndarray]) -> list[Tokens]:
+def _tokens(tokenizer: TrainedTokenizer, pictures: Sequence[np.ndarray]) -> list[Tokens]:
     """One ``Tokens`` a picture; neighbours of one shape are encoded together."""
     out: list[Tokens] = []
     for shape, run in groupby(pictures, key=lambda picture: picture.shape):
@@ -100,7 +102,7 @@ def _tokens(tokenizer: ImageTokenizer, pictures: Sequence[np.ndarray]) -> list[T
         each = _at_once(shape[0] * shape[1])
         for start in range(0, len(group), each):
             found = tokenizer.encode(torch.from_numpy(np.stack(group[start:start + each])).permute(0, 3, 1, 2))
-            out += [found._replace(indices=indices) for indices in found.indices]
+            out += [found._replace(indices=indices) for indices in found.indices] if found.mask is None else singles(found)
     return out
 
 

@@ -5,6 +5,8 @@
     usage        share of codewords chosen at least once over all images, mean over the positions of a code
     perplexity   exp of the entropy of the choices: as many equally likely codewords would carry the same information
     bits         a pixel: tokens an image times bits a token, over its pixels; ``entropy_bits`` with an ideal code for the frequencies
+    tokens       an image, on average; where that varies, ``fine``: share of fine cells, ``tokens_least``, ``tokens_most``, and the map
+                 of fine cells counts in ``bits``, one bit a cell (alone: ``gate_bits``), in ``entropy_bits`` as an adaptive coder has it
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.nets.features import FeatureNet
 from codeword.report import images as measures
 from codeword.report.usage import UsageMeter
-from codeword.tokenizers.image import ImageTokenizer, to_bytes
+from codeword.tokenizers.dynamic import DynamicTokenizer
+from codeword.tokenizers.dynamic_codes import adaptive_bits
+from codeword.tokenizers.frame import TrainedTokenizer, to_bytes
 from codeword.tokenizers.recorder import usage_statistics
 
 BATCH = 64
@@ -54,20 +58,29 @@ MEANING = (
          "0 is equal; few images raise it"),
     Line("usage", "codewords in use", "{:.1f} %", "chosen at least once over all these images", 100.0),
     Line("perplexity", "perplexity", "{:,.0f}", "so many equally likely codewords would carry the same information"),
-    Line("bits", "bits a pixel", "{:.3f}", "as stored in a packed string: tokens times bits of a token, over pixels"),
-    Line("entropy_bits", "entropy, bits a pixel", "{:.3f}", "with an ideal code for the codewords' frequencies"),
+    Line("tokens", "tokens an image", "{:.1f}", "on average"),
+    Line("tokens_least", "least tokens", "{:,.0f}", "of the easiest image"),
+    Line("tokens_most", "most tokens", "{:,.0f}", "of the hardest image"),
+    Line("fine", "fine cells", "{:.1f} %", "share of the cells that have four fine tokens instead of one", 100.0),
+    Line("bits", "bits a pixel", "{:.3f}", "as stored in a packed string: tokens times bits of a token, over pixels; with the map of "
+                                           "fine cells, where there is one"),
+    Line("gate_bits", "of that, the map", "{:.3f}", "which cells are fine: one bit a cell, over pixels"),
+    Line("entropy_bits", "entropy, bits a pixel", "{:.3f}", "with an ideal code for the codewords' frequencies, and an adaptive "
+         "one for the map of fine cells, where there is one"),
 )
 
 
 class Look(NamedTuple):
     """``numbers`` by the keys of MEANING and "error"; ``meter`` hits of every codeword; the first originals and reconstructions, uint8
-    (n, height, width, channels); ``bad`` images that could not be read."""
+    (n, height, width, channels), and where tokens are dynamic which of their cells are fine, bool (n, cells, cells); ``bad`` images that
+    could not be read."""
 
     numbers: dict[str, Any]
     meter: UsageMeter
     originals: np.ndarray
     reconstructions: np.ndarray
     bad: list[str]
+    fine: np.ndarray | None = None
 
 
 def batches(images: Images, *, size: int, most: int | None = None, bad: list[str] | None = None) -> Iterator[Tensor]:
@@ -88,7 +101,7 @@ def batches(images: Images, *, size: int, most: int | None = None, bad: list[str
 
 
 @torch.no_grad()
-def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int | None = None, skip_bad: bool = False, keep: int = 16,
+def evaluate(tokenizer: TrainedTokenizer, images: Images, *, size: int, most: int | None = None, skip_bad: bool = False, keep: int = 16,
              thorough: bool = True, advance: Callable[[int], Any] = lambda n: None) -> Look:
     """Reconstruct centre crops of ``size`` and measure. ``thorough`` False: errors and usage only, as while training."""
     levels = tokenizer.quantizer.levels
@@ -97,12 +110,15 @@ def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int 
     kept: list[tuple[Tensor, Tensor]] = []
     bad: list[str] = []
     further = _Further() if thorough else None
-    places = 0
+    lengths, maps = [torch.empty(0, dtype=torch.int64)], []
     for batch in batches(images, size=size, most=most, bad=bad if skip_bad else None):
         tokens = tokenizer.encode(batch)
         values = to_bytes(tokenizer.decode(tokens)).cpu()
-        meter.add(tokens.indices)
-        places += tokens.indices.shape[0] * tokens.indices.shape[1]
+        mask = torch.ones(tokens.indices.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask.cpu()
+        meter.add(tokens.indices, mask=mask)
+        lengths.append(mask.sum(1))
+        if isinstance(tokenizer, DynamicTokenizer):
+            maps.append(tokenizer.gates(tokens).cpu())
         errors.append((values.float() - batch.float()).div(255).square().mean((1, 2, 3)).double())
         if sum(len(pair[0]) for pair in kept) < keep:
             kept.append((batch, values))
@@ -112,12 +128,25 @@ def evaluate(tokenizer: ImageTokenizer, images: Images, *, size: int, most: int 
     if not errors:
         raise CodewordError(f"none of the images of {images.source} could be read: {bad[0] if bad else 'there are none'}")
     each = torch.cat(errors)
-    pixels = len(each) * size * size
     numbers = {"images": len(each), "error": float(each.mean()), "psnr": float((-10 * torch.log10(each.clamp(min=1e-10))).mean()),
                **(further.numbers() if further else {}), **usage_statistics(meter),
-               "bits": places * sum(tokenizer.quantizer.widths) / pixels, "entropy_bits": places * sum(meter.entropy) / pixels}
+               **_spent(torch.cat(lengths), torch.cat(maps) if maps else None, tokenizer, meter, size * size)}
     first, second = (torch.cat(part)[:keep].permute(0, 2, 3, 1).contiguous().numpy() for part in zip(*kept))
-    return Look(numbers, meter, first, second, bad)
+    return Look(numbers, meter, first, second, bad, torch.cat(maps)[:keep].numpy() if maps else None)
+
+
+def _spent(lengths: Tensor, fine: Tensor | None, tokenizer: TrainedTokenizer, meter: UsageMeter, pixels: int) -> dict[str, float]:
+    """Tokens an image and bits a pixel, of codes of these lengths and maps of fine cells."""
+    tokens = float(lengths.double().mean())
+    found = {"tokens": tokens, "bits": tokens * sum(tokenizer.quantizer.widths) / pixels,
+             "entropy_bits": tokens * sum(meter.entropy) / pixels}
+    if fine is not None:
+        cells = fine[0].numel()
+        found["bits"] += cells / pixels
+        found["entropy_bits"] += min(cells, adaptive_bits(fine) / len(fine)) / pixels
+        found |= {"gate_bits": cells / pixels, "fine": float(fine.double().mean()), "tokens_least": float(lengths.min()),
+                  "tokens_most": float(lengths.max())}
+    return found
 
 
 class _Further:

@@ -3,6 +3,9 @@
     conv:width=32                                   two halvings, a few convolutions (nets/conv.py): the fastest
     vqgan:width=32,multipliers=1x2x2,blocks=1,attention=false   residual blocks (nets/vqgan.py); 2^(levels - 1) pixels a token
     vit:patch=4,width=128,depth=4,heads=4           transformers over patches (nets/vit.py); one image size only
+    factorized:num_codebooks=2,adapter=conv,...     vqgan with an adapter for each codebook of factorized_vq (nets/factorized.py; FQGAN);
+                                                    transformer adapters take one image size only
+    dynamic:router=entropy,fraction=0.5,...         two grids and a router between them, not a pair: ``dynamic.py`` builds it (DQ-VAE)
 
 ``factor`` is how many pixels a side one token stands for; ``size`` is the only image size a network takes, or None where any will do.
 """
@@ -16,10 +19,11 @@ from torch import nn
 
 from codeword import catalog
 from codeword.errors import CodewordError
-from codeword.nets import conv, vit, vqgan
+from codeword.nets import conv, factorized, vit, vqgan
 
 MAX_WIDTH, MAX_DEPTH, MAX_BLOCKS = 4096, 64, 16
 """Widest layer, most layers, and most blocks a level that a file may ask for."""
+CHOICES = {"adapter": factorized.ADAPTERS, "router": ("entropy", "learned", "random")}
 
 
 class Network(NamedTuple):
@@ -37,6 +41,8 @@ class Kind(NamedTuple):
     build: Callable[..., Network]
     defaults: dict[str, Any]
     title: str
+    quantizer: str | None = None
+    """the only quantizer it goes with, which then has as many codebooks"""
 
 
 def _conv(channels: int, outputs: int, dim: int, size: int, *, width: int) -> Network:
@@ -55,10 +61,26 @@ def _vit(channels: int, outputs: int, dim: int, size: int, *, patch: int, width:
     return Network(vit.ViTEncoder(channels, dim, **options), vit.ViTDecoder(outputs, dim, **options), patch, size)
 
 
+def _factorized(channels: int, outputs: int, dim: int, size: int, *, num_codebooks: int, adapter: str, adapter_depth: int,
+                adapter_heads: int, **levels: Any) -> Network:
+    encoder = factorized.FactorizedEncoder(channels, dim, num_codebooks=num_codebooks, adapter=adapter, adapter_depth=adapter_depth,
+                                           adapter_heads=adapter_heads, image_size=size, **levels)
+    return Network(encoder, vqgan.ConvDecoder(outputs, dim, **levels), encoder.factor, size if adapter == "transformer" else None)
+
+
+def _dynamic(channels: int, outputs: int, dim: int, size: int, **options: Any) -> Network:
+    raise CodewordError("the network 'dynamic' has two grids and a router; a DynamicTokenizer is made of it, not an ImageTokenizer")
+
+
+_LEVELS: dict[str, Any] = {"width": 32, "multipliers": [1, 2, 2], "blocks": 1, "attention": False}
 NETWORKS: dict[str, Kind] = {
     "conv": Kind(_conv, {"width": 32}, "two halvings and a few convolutions"),
-    "vqgan": Kind(_vqgan, {"width": 32, "multipliers": [1, 2, 2], "blocks": 1, "attention": False}, "residual convolutions"),
+    "vqgan": Kind(_vqgan, _LEVELS, "residual convolutions"),
     "vit": Kind(_vit, {"patch": 4, "width": 128, "depth": 4, "heads": 4}, "transformers over patches"),
+    "factorized": Kind(_factorized, {"num_codebooks": 2, "adapter": "conv", "adapter_depth": 1, "adapter_heads": 4, **_LEVELS},
+                       "residual convolutions, an adapter a codebook", "factorized_vq"),
+    "dynamic": Kind(_dynamic, {"router": "entropy", "fraction": 0.5, **_LEVELS, "multipliers": [1, 2, 2, 2]},
+                    "coarse and fine cells, and a router between them"),
 }
 
 
@@ -78,7 +100,11 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 def canonical_spec(spec: str) -> str:
     """The spec with every option spelled out, as files keep it: defaults may change."""
-    name, options = parse(spec)
+    return spell(*parse(spec))
+
+
+def spell(name: str, options: dict[str, Any]) -> str:
+    """Inverse of ``parse``."""
     return f"{name}:{','.join(f'{key}={_spell(value)}' for key, value in options.items())}" if options else name
 
 
@@ -88,16 +114,30 @@ def build(spec: str, *, channels: int, outputs: int, dim: int, size: int) -> Net
     return NETWORKS[name].build(channels, outputs, dim, size, **options)
 
 
+def check_quantizer(spec: str, quantizer: Any) -> None:
+    """CodewordError where the network of ``spec`` goes with another quantizer, or another number of codebooks."""
+    name, options = parse(spec)
+    wanted = NETWORKS[name].quantizer
+    if wanted and (quantizer.name != wanted or quantizer.num_codebooks != options["num_codebooks"]):
+        found = f" with num_codebooks={quantizer.num_codebooks}" if quantizer.name == wanted else ""
+        raise CodewordError(f"network {name} has {options['num_codebooks']} adapters for the codebooks of {wanted}; it got "
+                            f"{quantizer.name}{found}, so say the same num_codebooks in both")
+
+
 def _check_option(name: str, key: str, value: Any, default: Any) -> None:
     items = value if isinstance(value, list) else [value]
-    most = {"width": MAX_WIDTH, "blocks": MAX_BLOCKS}.get(key, MAX_DEPTH)
+    most, least = {"width": MAX_WIDTH, "blocks": MAX_BLOCKS}.get(key, MAX_DEPTH), int(key != "adapter_depth")
     if isinstance(default, bool):
-        good = isinstance(value, bool)
+        good, allowed = isinstance(value, bool), "true or false"
+    elif isinstance(default, str):
+        good, allowed = value in CHOICES[key], " or ".join(CHOICES[key])
+    elif isinstance(default, float):
+        good, allowed = type(value) is float and 0 < value < 1, "above 0, below 1"
     else:
         good = isinstance(value, list) <= isinstance(default, list) and len(items) <= 8 \
-            and all(type(item) is int and 1 <= item <= most for item in items)
+            and all(type(item) is int and least <= item <= most for item in items)
+        allowed = f"{least}..{most}"
     if not good:
-        allowed = "true or false" if isinstance(default, bool) else f"1..{most}"
         raise CodewordError(f"network {name} got {key}={value!r}; {allowed} is allowed")
 
 

@@ -16,12 +16,12 @@ from codeword.io import files
 from codeword.report.usage import UsageMeter
 
 if TYPE_CHECKING:
+    from codeword.tokenizers.evaluate import Look
     from codeword.tokenizers.train import Run
 
 LOG = "log.csv"
 COLUMNS = ("step", "seconds", "images", "rate", "loss", "l1", "l2", "logit_laplace", "perceptual", "generator", "discriminator",
-           "quantizer", "gradient",
-           "usage", "perplexity", "perplexity_share", "valid_psnr", "valid_error")
+           "representation", "quantizer", "fine", "gradient", "usage", "perplexity", "perplexity_share", "valid_psnr", "valid_error")
 SAMPLES = 16
 
 
@@ -74,21 +74,21 @@ class Recorder:
         self.rows[-1].update(numbers)
         self._write()
         self._scalars({"step": self.rows[-1]["step"], **numbers})
-        self._draw(found.originals, found.reconstructions, found.meter)
+        self._draw(found)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
-    def _draw(self, originals: np.ndarray, reconstructions: np.ndarray, meter: UsageMeter) -> None:
+    def _draw(self, found: Look) -> None:
         from codeword.report import tokenizer as pictures
         files.make_folder(self.folder / "samples")
-        sheet = pictures.sheet(originals, reconstructions)
-        files.write_file(self.folder / "samples" / f"step-{self.run.step:07d}.png", [sheet], durable=False)
+        sheet = pictures.sheet_array(found.originals, found.reconstructions, found.fine)
+        files.write_file(self.folder / "samples" / f"step-{self.run.step:07d}.png", [pictures.png_bytes(sheet)], durable=False)
         files.write_file(self.folder / "curves.png", [pictures.curves_png(self.rows)], durable=False)
-        files.write_file(self.folder / "usage.png", [pictures.usage_png(meter)], durable=False)
+        files.write_file(self.folder / "usage.png", [pictures.usage_png(found.meter)], durable=False)
         if self._board is not None:
-            self._board.add_image("samples", pictures.sheet_array(originals, reconstructions), self.run.step, dataformats="HWC")
+            self._board.add_image("samples", sheet, self.run.step, dataformats="HWC")
 
     def _scalars(self, row: dict[str, float]) -> None:
         if self._board is not None:

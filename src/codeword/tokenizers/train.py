@@ -1,7 +1,8 @@
 """One training loop for every image tokenizer: any encoder and decoder, any quantizer, on one device or several.
 
-    L = image loss of x^ (``objective.py``) + quantizer's own loss [+ g generator(x^), once ``gan_start`` of the run is over]
-    step:  forward, backward, clipped Adam on L; quantizer.update(out) on every rank; averaged weights; the discriminator's own step
+    L = image loss of x^ (``objective.py``) + the tokenizer's own loss (of its quantizer, of its router)
+        [+ g generator(x^), once ``gan_start`` of the run is over] [+ r InfoNCE of one codebook against frozen features]
+    step:  forward, backward, clipped Adam on L; tokenizer.update(out) on every rank; averaged weights; the discriminator's own step
 
 The rate follows ``schedule.py``. Evaluation, samples and
 the saved tokenizer use the averaged weights, w' <- e w' + (1 - e) w with e = min(ema, (1 + t) / (10 + t)).
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,18 +33,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codeword import catalog
 from codeword.data.images import Batches, Images
 from codeword.errors import CodewordError, Unsupported
-from codeword.io import files, jobs
-from codeword.quantizer import Quantizer
+from codeword.io import files, jobs, objects
+from codeword.parts import arrays
+from codeword.quantizer import Array, Quantizer
 from codeword.report.usage import UsageMeter
-from codeword.tokenizers import checkpoint, objective, schedule
-from codeword.tokenizers.image import ImageTokenizer, from_bytes
+from codeword.tokenizers import checkpoint, networks, objective, schedule
+from codeword.tokenizers.dynamic import DynamicTokenizer
+from codeword.tokenizers.frame import TrainedTokenizer, from_bytes, token_quantizer
+from codeword.tokenizers.image import ImageTokenizer
 from codeword.tokenizers.recorder import LOG, Recorder
 
 FIT_ROWS = 1 << 16
 """Latents that the quantizer is fitted on before the first step, at least; and at least four a codeword, up to four times this."""
+PREPARE_IMAGES = 512
+"""Images that a router is fitted on, at least, where images alone teach it."""
 PLAN_AFTER, PLANS = 8, 20
 """Steps before the first plan of a run with a time limit; and into how many parts each plan divides what is left before the next."""
 RESERVE = 0.03
@@ -54,7 +60,8 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 class Settings:
     """What a run is. ``start``: "data" fits the quantizer on the encoder's first outputs, "random" starts it as the papers do (plain VQ:
     uniform in +-1/codebook_size); ``loss``: weights of the image loss; ``gan``: that of the discriminator's approval, 0 for none;
-    ``gan_start``: share of the run before it joins; ``ema``: decay of the averaged weights, 0 for none."""
+    ``gan_start``: share of the run before it joins; ``representation``: weight of the first codebook's InfoNCE against the bundled feature
+    network (FQGAN), 0 for none; ``ema``: decay of the averaged weights, 0 for none."""
 
     quantizer: str = "simvq:codebook_size=16384"
     network: str = "vqgan:width=16"
@@ -72,6 +79,7 @@ class Settings:
     gan: float = 0.0
     discriminator: str = "patch"
     gan_start: float = 0.3
+    representation: float = 0.0
     start: str = "data"
     precision: str = "32"
     flip: bool = True
@@ -83,7 +91,7 @@ class Settings:
             ("batch_size", self.batch_size >= 1, "at least 1"), ("learning_rate", 0 < self.learning_rate <= 1, "above 0, at most 1"),
             ("shape", self.shape in schedule.SHAPES, ", ".join(schedule.SHAPES)), ("warmup", self.warmup >= 0, "at least 0"),
             ("hold", 0 <= self.hold < 1, "0 up to 1"), ("clip", self.clip > 0, "above 0"), ("ema", 0 <= self.ema < 1, "0 up to 1"),
-            ("gan", self.gan >= 0, "at least 0"),
+            ("gan", self.gan >= 0, "at least 0"), ("representation", 0 <= self.representation < 1e6, "at least 0"),
             ("discriminator", self.discriminator in objective.DISCRIMINATORS, ", ".join(objective.DISCRIMINATORS)),
             ("gan_start", 0 <= self.gan_start <= 1, "0 to 1"),
             ("start", self.start in ("data", "random"), "data, random"),
@@ -122,7 +130,7 @@ class Outcome(NamedTuple):
     """``tokenizer`` with averaged weights; steps done; seconds trained in all; rows of the log (of rank 0); whether an interrupt ended it;
     images left out by this rank; which rank this is."""
 
-    tokenizer: ImageTokenizer
+    tokenizer: TrainedTokenizer
     steps: int
     seconds: float
     rows: list[dict[str, float]]
@@ -133,18 +141,19 @@ class Outcome(NamedTuple):
 
 def train(images: Images, valid: Images, settings: Settings, limits: Limits, folder: str | Path, *, resume: bool = False,
           skip_bad: bool = False, devices: str | int = 1, accelerator: str = "auto", tensorboard: bool = False,
-          watch: Callable[[Progress], None] = lambda progress: None) -> Outcome:
-    """Train on ``images``, looking at ``valid`` from time to time, in the job folder ``folder``. Raises CodewordError for settings that
-    cannot be, a folder that is another job's, or a loss that is no longer finite."""
+          features: Array | None = None, watch: Callable[[Progress], None] = lambda progress: None) -> Outcome:
+    """Train on ``images``, looking at ``valid`` from time to time, in the job folder ``folder``; ``features`` (codebook_size, any width):
+    what a projected_vq keeps frozen (VQGAN-LC). Raises CodewordError for settings that cannot be, a folder that is another job's, or a
+    loss that is no longer finite."""
     settings.check()
     if limits.steps is None and limits.minutes is None:
         raise CodewordError("a training run needs a number of steps or of minutes")
     fabric = start_fabric(settings, devices, accelerator)
     place = Path(folder)
-    job = _start_job(place, settings, images, valid, resume) if fabric.global_rank == 0 else None
+    job = _start_job(place, settings, images, valid, features, resume) if fabric.global_rank == 0 else None
     fabric.barrier()
     try:
-        run = Run(images, valid, settings, limits, place, fabric, skip_bad, resume)
+        run = Run(images, valid, settings, limits, place, fabric, skip_bad, resume, features)
         recorder = Recorder(place, run, tensorboard) if job else None
         outcome = run.loop(recorder, watch, job)
         if fabric.world_size > 1:  # nobody leaves while another still waits for an answer
@@ -160,12 +169,12 @@ def train(images: Images, valid: Images, settings: Settings, limits: Limits, fol
             job.close()
 
 
-def estimate(images: Images, valid: Images, settings: Settings, limits: Limits) -> dict[str, Any]:
+def estimate(images: Images, valid: Images, settings: Settings, limits: Limits, features: Array | None = None) -> dict[str, Any]:
     """What a run would take, from three steps of it on one device: duration, memory, bytes on the disk. Writes nothing."""
     import resource
     settings.check()
     settings = dataclasses.replace(settings, start="random" if settings.quantizer.startswith(("vq", "simvq")) else settings.start)
-    run = Run(images, valid, settings, limits, Path(), start_fabric(settings), True, False)
+    run = Run(images, valid, settings, limits, Path(), start_fabric(settings), True, False, features)
     run.total, durations = 1 << 20, []
     for t in range(3):
         batch = from_bytes(run.batches.batch(t).to(run.fabric.device))
@@ -197,34 +206,57 @@ def start_fabric(settings: Settings, devices: str | int = 1, accelerator: str = 
     return fabric
 
 
-def new_tokenizer(settings: Settings) -> ImageTokenizer:
+def new_tokenizer(settings: Settings) -> TrainedTokenizer:
     """The untrained tokenizer of a run: the same weights for the same seed."""
+    name, options = networks.parse(settings.network)
+    likelihood = objective.weights(settings.loss).get("logit_laplace", 0) > 0
+    if name == "dynamic" and likelihood:
+        raise Unsupported("the decoder of network 'dynamic' says pixels, no likelihood; take logit_laplace out of the loss")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(jobs.unit_seed(settings.seed, "weights") & 0xFFFFFFFF)
-        return ImageTokenizer(quantizer=catalog.make(settings.quantizer, settings.dim), network=settings.network,
-                              channels=settings.channels, size=settings.size,
-                              likelihood=objective.weights(settings.loss).get("logit_laplace", 0) > 0)
+        made = token_quantizer(settings.quantizer, settings.dim)
+        common: dict[str, Any] = {"quantizer": made, "channels": settings.channels, "size": settings.size}
+        if name == "dynamic":
+            return DynamicTokenizer(**common, **options, seed=settings.seed)
+        return ImageTokenizer(**common, network=settings.network, likelihood=likelihood)
+
+
+def install(quantizer: Quantizer, features: Array | None) -> None:
+    """Give a projected_vq its frozen features; CodewordError where there are some for another quantizer."""
+    if features is None:
+        return
+    if quantizer.name != "projected_vq":
+        raise CodewordError(f"frozen features are for projected_vq; the quantizer is {quantizer.name}")
+    quantizer.use_features(features)  # type: ignore[operator]
 
 
 @torch.no_grad()
-def start_quantizer(tokenizer: ImageTokenizer, batches: Iterator[Tensor], settings: Settings) -> None:
-    """Give an untrained quantizer its first codebook: fitted on latents, or random. A lattice has nothing to learn."""
+def start_quantizer(tokenizer: TrainedTokenizer, batches: Iterator[Tensor], settings: Settings) -> None:
+    """Fit a router that learns from images alone, and give an untrained quantizer its first codebook: fitted on latents, or random.
+    A lattice has nothing to learn."""
     quantizer = tokenizer.quantizer
-    if not quantizer.learns:
-        return
-    if settings.start == "random":
+    fitting = quantizer.learns and settings.start == "data"
+    need = min(4 * FIT_ROWS, max(FIT_ROWS, 4 * max(quantizer.levels, default=1))) if fitting else 0
+    routed = isinstance(tokenizer, DynamicTokenizer)
+    pictures = _first(batches, max(PREPARE_IMAGES if routed else 0, math.ceil(need / tokenizer.tokens_per_image)))
+    if routed:
+        tokenizer.prepare(from_bytes(torch.cat(pictures)[:PREPARE_IMAGES].to(quantizer.device)))
+    if quantizer.learns and not fitting:
         start_random(quantizer)
-        return
-    need = min(4 * FIT_ROWS, max(FIT_ROWS, 4 * max(quantizer.levels, default=1)))
-    rows: list[Tensor] = []
-    device = quantizer.device
-    for batch in batches:
-        if not len(batch):
-            continue
-        rows.append(tokenizer.latents(from_bytes(batch.to(device))).reshape(-1, quantizer.dim))
-        if sum(map(len, rows)) >= need:
-            break
-    quantizer.fit(torch.cat(rows)[:need].float())
+    elif fitting:
+        with torch.random.fork_rng(devices=[]):  # a learned router throws dice
+            torch.manual_seed(jobs.unit_seed(settings.seed, "start") & 0xFFFFFFFF)
+            rows = torch.cat([tokenizer.rows(from_bytes(batch.to(quantizer.device))) for batch in pictures])
+        quantizer.fit(rows[:need].float())
+
+
+def _first(batches: Iterator[Tensor], count: int) -> list[Tensor]:
+    """Batches of at least ``count`` images together, none of them empty."""
+    found: list[Tensor] = []
+    while sum(map(len, found)) < count:
+        batch = next(batches)
+        found += [batch] if len(batch) else []
+    return found
 
 
 def start_random(quantizer: Quantizer) -> None:
@@ -248,7 +280,7 @@ class Run:
     """The state of a run, and its steps."""
 
     def __init__(self, images: Images, valid: Images, settings: Settings, limits: Limits, folder: Path, fabric: Any, skip_bad: bool,
-                 resume: bool) -> None:
+                 resume: bool, features: Array | None = None) -> None:
         self.settings, self.limits, self.folder, self.fabric, self.valid = settings, limits, folder, fabric, valid
         self._began = time.monotonic()
         options: dict[str, Any] = {"size": settings.size, "batch_size": settings.batch_size, "seed": settings.seed, "flip": settings.flip,
@@ -259,13 +291,14 @@ class Run:
         self.total = limits.steps or 0
         held = checkpoint.read(folder / "checkpoint.cw", settings) if resume and (folder / "checkpoint.cw").exists() else None
         if held is None:
+            install(self.tokenizer.quantizer, features)
             start_quantizer(self.tokenizer, Batches(images, **options).stream(0), settings)
         else:
             self.tokenizer.quantizer.restore(held.structure)
-        self.losses = objective.Objective(settings).to(fabric.device)
-        self.average = {name: tensor.detach().clone() for name, tensor in self.tokenizer.named_parameters()}
-        self.optimizer = torch.optim.Adam([p for p in self.tokenizer.parameters() if p.requires_grad], lr=settings.learning_rate,
-                                          betas=(0.9, 0.95))
+        self.losses = objective.Objective(settings, self.tokenizer).to(fabric.device)
+        self.average = {name: tensor.detach().clone() for name, tensor in self._averaged_ones()}
+        self.learned = [p for p in (*self.tokenizer.parameters(), *self.losses.parameters()) if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.learned, lr=settings.learning_rate, betas=(0.9, 0.95))
         if held is not None:
             self._restore(held)
         self.model, self.optimizer = fabric.setup(self.tokenizer, self.optimizer)
@@ -329,20 +362,21 @@ class Run:
             group["lr"] = settings.learning_rate * factor
         x = x.contiguous(memory_format=torch.channels_last)
         out = self.model(x)
-        loss, parts = self.losses(out.values, x, self._gan_weight())
-        loss = loss + out.quantized.loss
+        loss, parts = self.losses(out, x, self._gan_weight())
+        loss = loss + out.loss
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.tokenizer.parameters(), settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip)
         self.optimizer.step()
-        self.tokenizer.quantizer.update(out.quantized)
+        self.tokenizer.update(out)
         self.losses.train_step(out.values, x, self._gan_weight(), self.step, factor, self.fabric)
         self._average()
         self.meter.add_codes(out.quantized.codes)
-        return {"loss": loss.detach(), **parts, "quantizer": out.quantized.loss.detach(), "gradient": norm.detach(),
+        routed = {"fine": out.stats["fine"]} if "fine" in out.stats else {}
+        return {"loss": loss.detach(), **parts, **routed, "quantizer": out.quantized.loss.detach(), "gradient": norm.detach(),
                 "rate": torch.tensor(factor * settings.learning_rate)}
 
-    def averaged(self) -> ImageTokenizer:
+    def averaged(self) -> TrainedTokenizer:
         """A copy of the tokenizer with the averaged weights, in inference mode."""
         copy = new_tokenizer(self.settings)
         state = {name: tensor.detach().clone() for name, tensor in self.tokenizer.state_dict().items()}
@@ -386,9 +420,12 @@ class Run:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step)) if self.settings.ema else 0.0
-        own = dict(self.tokenizer.named_parameters())
-        for name, parameter in own.items():
-            self.average[name].lerp_(parameter.detach(), 1 - decay)
+        for name, tensor in self._averaged_ones():
+            self.average[name].lerp_(tensor.detach(), 1 - decay)
+
+    def _averaged_ones(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.tokenizer.named_parameters()
+        yield from ((name, self.tokenizer.get_buffer(name)) for name in self.tokenizer.following)
 
     def _restore(self, held: checkpoint.Held) -> None:
         self.tokenizer.load_state_dict(held.model)
@@ -407,8 +444,15 @@ def _discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def _start_job(folder: Path, settings: Settings, images: Images, valid: Images, resume: bool) -> jobs.Job:
+def _start_job(folder: Path, settings: Settings, images: Images, valid: Images, features: Array | None, resume: bool) -> jobs.Job:
     """The job folder of a run, locked. Limits and places of images are no part of what the job is."""
+    extra = {} if features is None else {"features": _identity(features)}
     return jobs.Job.start(folder, "train_tokenizer", config=dataclasses.asdict(settings),
-                          inputs={"images": images.identity, "valid": valid.identity}, seed=settings.seed,
+                          inputs={"images": images.identity, "valid": valid.identity, **extra}, seed=settings.seed,
                           resume=resume and (folder / jobs.JOB).exists())
+
+
+def _identity(features: Array) -> dict[str, Any]:
+    """What stands for frozen features: their shape, and the digest of their values."""
+    rows = arrays.as_tensor(features).detach().cpu().contiguous()
+    return {"sha256": objects._digest(rows), "shape": list(rows.shape)}
