@@ -64,7 +64,8 @@ class Affine(Combinator):
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         self._start(rows, weights)
-        y = self._inward(rows).detach()
+        with torch.no_grad():
+            y = self._inward(rows)
         self._fit_part(0, y, weights)
         keep = arrays.sample_indices(len(rows), max(1, FITTED_VALUES // max(self.dim, y.shape[1])), seed=0)
         if keep is not None:
@@ -76,11 +77,13 @@ class Affine(Combinator):
             self.weight_out.copy_(matrix)
             self.bias_out.copy_(base)
 
+    @torch.no_grad()
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self._join([self.quantizer._encode(self._inward(rows).detach(), None)])
+        return self._join([self.quantizer._encode(self._inward(rows), None)])
 
+    @torch.no_grad()
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        return self._outward(self.quantizer._decode(*self._cut(indices, side)[0])).detach()
+        return self._outward(self.quantizer._decode(*self._cut(indices, side)[0]))
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor, dict[str, Tensor]]:
         out = self.quantizer(self._inward(rows), mask=keep)
