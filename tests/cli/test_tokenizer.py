@@ -28,8 +28,8 @@ TRAIN = ("--quantizer", "vq:iterations=2,learning=ema", "--codebook-size", "8", 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from codeword.tokenizers import train
-    monkeypatch.setattr(train, "FIT_ROWS", 256)
+    from codeword.tokenizers import starting
+    monkeypatch.setattr(starting, "FIT_ROWS", 256)
     monkeypatch.chdir(tmp_path)
     for i, picture in enumerate(pictures(30)):
         folder = tmp_path / "photos" / ("bars" if i % 2 else "discs")
@@ -54,7 +54,7 @@ def summary(result: tuple[str, str]) -> dict[str, Any]:
     return json.loads(result[0])
 
 
-@pytest.mark.parametrize("name", ["train", "encode", "decode", "eval", "report"])
+@pytest.mark.parametrize("name", ["train", "encode", "decode", "eval", "report", "features"])
 def test_help_has_an_example(name: str, cli: Any) -> None:
     out, _ = cli("tokenizer", name, "--help")
     assert f"Example: codeword tokenizer {name} " in " ".join(out.split()) and "--json" in out

@@ -17,7 +17,7 @@ pytest.importorskip("lightning_fabric")
 from codeword.data.images import Images, open_images
 from codeword.errors import CodewordError, FormatError, Unsupported
 from codeword.io.tensors import read_tensors, write_tensors
-from codeword.tokenizers import checkpoint, objective, schedule
+from codeword.tokenizers import checkpoint, objective, schedule, starting
 from codeword.tokenizers import train as module
 from codeword.tokenizers.dynamic import DynamicTokenizer
 from codeword.tokenizers.evaluate import evaluate
@@ -31,7 +31,7 @@ TINY = Settings(quantizer="vq:codebook_size=8,iterations=2,learning=ema", networ
 
 @pytest.fixture
 def images(array_file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Images, Images]:
-    monkeypatch.setattr(module, "FIT_ROWS", 256)
+    monkeypatch.setattr(starting, "FIT_ROWS", 256)
     return open_images(array_file).split(8)
 
 
@@ -119,15 +119,15 @@ def test_a_run_of_minutes_plans_its_steps_and_ends_annealed(images: Any, tmp_pat
 
 def test_plain_vq_starts_as_the_papers_do(images: Any) -> None:
     spec = "vq:codebook_size=32"
-    tokenizer = module.new_tokenizer(settings(quantizer=spec))
-    module.start_quantizer(tokenizer, iter(()), settings(quantizer=spec, start="random"))
+    tokenizer = starting.new_tokenizer(settings(quantizer=spec))
+    starting.start_quantizer(tokenizer, iter(()), settings(quantizer=spec, start="random"))
     codebook = tokenizer.quantizer.state_dict()["codebook"]
     assert float(codebook.abs().max()) <= 1 / 32 and float(codebook.std()) == pytest.approx(1 / 32 / 3**0.5, rel=0.2)
     assert tokenizer.quantizer.fitted
     with pytest.raises(Unsupported, match="no random start"):
-        module.start_random(module.new_tokenizer(settings(quantizer="pq:num_codebooks=2,codebook_size=4")).quantizer)
-    simvq = module.new_tokenizer(settings(quantizer="simvq:codebook_size=32")).quantizer
-    module.start_random(simvq)
+        starting.start_random(starting.new_tokenizer(settings(quantizer="pq:num_codebooks=2,codebook_size=4")).quantizer)
+    simvq = starting.new_tokenizer(settings(quantizer="simvq:codebook_size=32")).quantizer
+    starting.start_random(simvq)
     assert float(simvq.basis.std()) == pytest.approx(0.5, rel=0.2)  # type: ignore[operator, union-attr]
 
 
@@ -214,7 +214,7 @@ def test_other_kinds_stop_and_go_on_without_a_trace(images: Any, tmp_path: Path,
     assert ("fine" in row) == isinstance(again, DynamicTokenizer) and ("representation" in row) == ("representation" in other)
     if "representation" in row:
         assert 0 < row["representation"] < 0.5 * (np.log(8) + 2)
-        assert len(again.state_dict()) == len(module.new_tokenizer(settings(**other)).state_dict())
+        assert len(again.state_dict()) == len(starting.new_tokenizer(settings(**other)).state_dict())
 
 
 def test_a_learned_router_learns_within_its_budget(images: Any, tmp_path: Path) -> None:
@@ -259,6 +259,8 @@ def test_frozen_features_are_installed_once_and_are_part_of_the_job(images: Any,
     assert more.steps == 3 and torch.equal(more.tokenizer.quantizer.state_dict()["features"], held)
     with pytest.raises(CodewordError, match="input features has changed"):
         train(*images, other, Limits(steps=4), tmp_path / "job", features=features + 1, resume=True)
+    with pytest.raises(CodewordError, match="is another job"):
+        train(*images, other, Limits(steps=4), tmp_path / "job", resume=True)
     with pytest.raises(CodewordError, match="are for projected_vq"):
         train(*images, TINY, Limits(steps=1), tmp_path / "no", features=features)
     with pytest.raises(CodewordError, match=r"\(8, 1\.\.65536\) is needed"):
@@ -272,9 +274,9 @@ def test_wrong_networks_are_refused() -> None:
                          ({**FACTORIZED, "network": "factorized:num_codebooks=4"}, "with num_codebooks=2"),
                          ({"network": "dynamic:multipliers=1x1x1x1x1x1"}, "halvings divide")):
         with pytest.raises(CodewordError, match=match):
-            module.new_tokenizer(settings(**other))
+            starting.new_tokenizer(settings(**other))
     with pytest.raises(CodewordError, match="a DynamicTokenizer is made of it"):
         ImageTokenizer(quantizer="fsq:grid=4x4", network="dynamic")
     for other in (settings(representation=1.0), settings(representation=1.0, network=DYNAMIC.format("entropy"))):
         with pytest.raises(Unsupported, match="teaches the first codebook"):
-            objective.Objective(other, module.new_tokenizer(other))
+            objective.Objective(other, starting.new_tokenizer(other))

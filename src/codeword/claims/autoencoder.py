@@ -14,7 +14,7 @@ from torch import Tensor
 from codeword.claims.record import Pictures, Setting
 from codeword.data.images import Images
 from codeword.tokenizers import evaluate
-from codeword.tokenizers.image import ImageTokenizer
+from codeword.tokenizers.frame import TrainedTokenizer
 from codeword.tokenizers.train import Limits, Settings, train
 
 STEPS = {"smoke": 6, "small": 1000, "paper": 20_000}
@@ -31,7 +31,7 @@ class Arm(NamedTuple):
     usage: float
     perplexity: float
     seconds: float
-    tokenizer: ImageTokenizer
+    tokenizer: TrainedTokenizer
 
 
 def arm(setting: Setting, quantizer: str, **options: Any) -> Arm:

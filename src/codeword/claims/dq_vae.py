@@ -14,7 +14,8 @@ from codeword.parts import random
 from codeword.tokenizers import evaluate
 from codeword.tokenizers.dynamic import DynamicTokenizer
 from codeword.tokenizers.dynamic_codes import pack, taken, unpack
-from codeword.tokenizers.train import Limits, Settings, new_tokenizer, train
+from codeword.tokenizers.starting import new_tokenizer
+from codeword.tokenizers.train import Limits, Settings, train
 
 FRACTION = 0.4
 """Share of fine cells: 35.2 tokens for an image of 4 x 4 cells."""
