@@ -11,6 +11,7 @@
 #include "arrays.h"
 #include "bindings_search.h"
 #include "bindings_e8.h"
+#include "bindings_fsq.h"
 #include "bindings_pyramid.h"
 #include "hadamard/hadamard.h"
 #include "isa.h"
@@ -445,6 +446,7 @@ NB_MODULE(_native, m) {
     bind_searcher(m);
     bind_search(m);
     bind_e8(m);
+    bind_fsq(m);
     bind_pyramid(m);
     m.def("hadamard", &hadamard, nb::arg("x"), nb::arg("out"), nb::arg("num_threads"));
     m.def("nearest", &nearest, nb::arg("x"), nb::arg("codebook"), nb::arg("indices"), nb::arg("distances"), nb::arg("num_threads"));

@@ -15,7 +15,7 @@ _NAMES = {
     "LFQ": "quantizers.lfq", "BSQ": "quantizers.bsq", "GroupRVQ": "quantizers.group_rvq", "MaskedRVQ": "quantizers.masked_rvq",
     "GumbelPQ": "quantizers.gumbel_pq", "MultiScale": "quantizers.multi_scale",
     "FSQ": "quantizers.fsq", "SimVQ": "quantizers.simvq", "Rotated": "quantizers.rotated", "Product": "quantizers.product",
-    "Residual": "quantizers.residual", "Projected": "quantizers.projected",
+    "Residual": "quantizers.residual", "Projected": "quantizers.projected", "Affine": "quantizers.affine",
     "RaBitQ": "quantizers.rabitq", "PlainRaBitQ": "quantizers.plain_rabitq", "Half": "quantizers.half",
     "SAQ": "quantizers.saq", "CAQ": "quantizers.caq", "RVQ": "quantizers.rvq", "AQ": "quantizers.aq",
     "LVQ": "quantizers.lvq", "ScalarQuantizer": "quantizers.scalar", "ECSQ": "quantizers.ecsq", "E8": "quantizers.e8",
@@ -30,6 +30,8 @@ __all__ = sorted(_NAMES)
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"codeword.{_NAMES[name]}"), name)
+    if name == "compat":
+        return importlib.import_module("codeword.compat")
     raise AttributeError(f"module 'codeword' has no attribute {name!r}")
 
 

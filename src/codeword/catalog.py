@@ -116,6 +116,8 @@ QUANTIZERS: tuple[Entry, ...] = (
           example="residual(vq:codebook_size=4,iterations=3):stages=2", example_dim=6),
     Entry("projected", "projected:Projected", "A linear map into a quantizer's own space and back", combinator=True, maps_back=True,
           example="projected(fsq:bits=2):map=pca,width=5", example_dim=6),
+    Entry("affine", "affine:Affine", "Trained affine maps into a quantizer's own space and back", combinator=True, maps_back=True,
+          example="affine(fsq:grid=5x4x3):width=3", example_dim=6),
 )
 
 _BY_NAME = {entry.name: entry for entry in QUANTIZERS}

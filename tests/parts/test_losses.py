@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codeword.parts import losses, soft
+from codeword.parts import entropy, losses
 
 
 def normal(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,34 +47,15 @@ def test_nothing_kept_is_zero_with_gradients_of_zero() -> None:
         assert float((commit + pull).detach()) == 0
         (commit + pull).backward()
         assert x.grad is not None and c.grad is not None and not x.grad.any() and not c.grad.any()
-        sure, spread = soft.entropies(x, normal(4, 2, 2), keep)
+        sure, spread = entropy.codebook_entropies(x, normal(4, 2, 2), 1.0, keep)
         assert float(sure.detach()) == 0 == float(spread.detach())
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.05])
-@pytest.mark.parametrize("values, rows", [(1 << 20, 64), (64, 8), (7, 1)])
-def test_entropies_equal_the_dense_ones(monkeypatch: pytest.MonkeyPatch, values: int, rows: int, temperature: float) -> None:
-    monkeypatch.setattr(soft, "BLOCK_VALUES", values)
-    monkeypatch.setattr(soft, "BLOCK_ROWS", rows)
-    x, codebook = normal(37, 5, dtype=torch.float64).requires_grad_(), normal(11, 5, 1, torch.float64).requires_grad_()
-    keep = torch.arange(37) % 4 != 2
-    log_p = torch.log_softmax(-(x[:, None] - codebook).square().sum(2) / temperature, 1)[keep]
-    mean = log_p.exp().mean(0)
-    expected = -(log_p.exp() * log_p).sum(1).mean(), -(mean * mean.log()).sum()
-    found = soft.entropies(x, codebook, keep, temperature=temperature)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
-    grads = [torch.autograd.grad(1.3 * sure - 0.7 * spread, (x, codebook)) for sure, spread in (found, expected)]
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
-        assert bool(a.any())
 
 
 def test_entropies_between_their_limits() -> None:
     codebook = normal(16, 3)
-    sure, spread = soft.entropies(codebook, codebook, None, temperature=1e-4)  # every row on its codeword
+    sure, spread = entropy.codebook_entropies(codebook, codebook, 1e-4)  # every row on its codeword
     assert float(sure) == pytest.approx(0, abs=1e-4) and float(spread) == pytest.approx(math.log(16), abs=1e-4)
-    sure, spread = soft.entropies(codebook, codebook, None, temperature=1e6)
+    sure, spread = entropy.codebook_entropies(codebook, codebook, 1e6)
     assert float(sure) == pytest.approx(math.log(16), abs=1e-4) and float(spread) == pytest.approx(math.log(16), abs=1e-4)
 
 

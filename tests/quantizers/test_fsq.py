@@ -139,7 +139,7 @@ def test_fractional_dials_waste_little() -> None:
 
 
 @pytest.mark.parametrize("options", [{"grid": [1]}, {"grid": []}, {"grid": [257]}, {"grid": [256] * 5}, {"grid": [4, 4], "dim": 3},
-                                     {"grid": 4}, {"grid": "44"}, {"grid": [2] * 33, "dim": 33}])
+                                     {"grid": 4}, {"grid": "44"}, {"grid": [2] * 33, "dim": 33}, {"grid": [4], "dim": 1 << 17}])
 def test_bad_grids(options: dict) -> None:
     with pytest.raises(CodewordError):
         codeword.FSQ(**{"dim": len(options["grid"]) if isinstance(options["grid"], list) else 4, **options})
@@ -187,3 +187,29 @@ def test_noise_replaces_its_share_of_the_roundings() -> None:
     for noise in (-0.1, 1.5):
         with pytest.raises(CodewordError, match="noise"):
             codeword.FSQ(dim=1, grid=[5], noise=noise)
+
+
+@pytest.mark.parametrize("level", [2, 3, 4, 5, 8, 16, 255, 256])
+def test_other_curves(level: int) -> None:
+    """Their definitions in float64: "outer" as the paper's with eps turned round, "symmetric" after Parker et al."""
+    z = torch.linspace(-6, 6, 4001)
+    symmetric = codeword.FSQ(dim=1, grid=[level], curve="symmetric")
+    raised = (level - 1) * (torch.tanh(z.double()) + 1) / 2 + 0.5
+    away = (raised - raised.round()).abs() > 1e-6
+    out = symmetric(z.unsqueeze(1).requires_grad_())
+    values = 2 / (level - 1) * torch.floor(raised) - 1
+    assert torch.equal(out.codes.indices.flatten().long()[away], torch.floor(raised).long()[away])
+    torch.testing.assert_close(out.values.flatten().detach().double()[away], values[away], rtol=0, atol=1e-6)
+    assert float(out.stats["error"]) == pytest.approx(float((values - torch.tanh(z.double())).square().mean()), rel=1e-3)
+    twin = z.clone().requires_grad_()
+    symmetric(twin.unsqueeze(1)).values.sum().backward()
+    torch.testing.assert_close(twin.grad, 1 - torch.tanh(z).square(), rtol=1e-4, atol=1e-6)
+    if level > 2:
+        h, o = (level - 1) * (1 + 1e-3) / 2, 0.5 if level % 2 == 0 else 0.0
+        b = h * torch.tanh(z.double() + math.atanh(o / h)) - o
+        away = ((b - b.floor()) - 0.5).abs() > 1e-5
+        outer = codeword.FSQ(dim=1, grid=[level], curve="outer")
+        assert torch.equal(outer.encode(z.unsqueeze(1)).indices.flatten().long()[away], (torch.round(b) + level // 2).long()[away])
+        assert torch.equal(outer.decode(outer.encode(z.unsqueeze(1))).flatten()[away], (torch.round(b) / (level // 2)).float()[away])
+    with pytest.raises(CodewordError, match="curve"):
+        codeword.FSQ(dim=1, grid=[level], curve="round")

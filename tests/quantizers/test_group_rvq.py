@@ -71,7 +71,7 @@ def test_truncate_keeps_whole_layers() -> None:
         cut = quantizer.truncate(codes, bits)
         assert torch.equal(cut.lengths, torch.full((20,), kept, dtype=torch.int32)) and bool((cut.indices[:, kept:] == 0).all())
         assert torch.equal(quantizer.decode(cut), quantizer.decode(codes._replace(lengths=cut.lengths)))
-    with pytest.raises(Unsupported, match="first 2 positions take 1"):
+    with pytest.raises(Unsupported, match="first layer takes 1"):
         quantizer.truncate(codes, 0.99)
 
 

@@ -163,3 +163,15 @@ def test_no_vectors_and_bad_arguments() -> None:
     for options in ({"scale": 0.0}, {"commitment": -1.0}, {"entropy_bits": 0}, {"entropy_bits": 19}):
         with pytest.raises(CodewordError):
             codeword.LFQ(dim=4, **options)
+
+
+def test_the_order_of_bits_turns_each_token_round() -> None:
+    x = torch.randn(20, 7, generator=torch.Generator().manual_seed(3))
+    for count in (1, 3, 7):
+        low, high = (codeword.LFQ(dim=7, num_codebooks=count, bit_order=order) for order in ("low", "high"))
+        a, b = low.encode(x), high.encode(x)
+        for t, size in enumerate(low._sizes):
+            assert [int(f"{int(i):0{size}b}"[::-1], 2) for i in a.indices[:, t]] == b.indices[:, t].tolist()
+        assert torch.equal(low.decode(a), high.decode(b)) and torch.equal(high.decode(b), high.train()(x).values.detach())
+    with pytest.raises(CodewordError, match="bit_order"):
+        codeword.LFQ(dim=4, bit_order="big")

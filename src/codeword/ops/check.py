@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeword.ops import additive, adjust, bit_blocks, dispatch, e8, functions, grid, lut_blocks, pyramid, reference, segment_blocks
+from codeword.ops import additive, adjust, bit_blocks, dispatch, e8, fsq, functions, grid, lut_blocks, pyramid, reference, segment_blocks
 
 
 def self_check() -> dict[str, bool]:
@@ -42,6 +42,10 @@ def self_check() -> dict[str, bool]:
     signed = pyramid.reference_point(numbers, *triangle)
     eights = torch.randint(-3 * e8.UNIT, 3 * e8.UNIT, (40, 8), generator=generator, dtype=torch.int32) // 256 * 256
 
+    levels = [8, 5, 2, 40, 5]
+    grid_edges = torch.linspace(-2, 2, 40).repeat(5, 1), torch.linspace(-1, 1, 5), torch.full((5,), 2.0), torch.full((5,), 3.0), levels
+    tokens = x.reshape(-1, 5)
+    curve = torch.tanh(tokens), tokens, torch.linspace(1, 2, 5), torch.linspace(0, 1, 5)
     terms, gram = torch.randn(65, 3, 16, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)
     start = additive.empty_states(65, 3)
 
@@ -59,6 +63,8 @@ def self_check() -> dict[str, bool]:
         "pyramid_number": (lambda: pyramid.number(signed, *triangle), lambda: pyramid.reference_number(signed, *triangle)),
         "pyramid_point": (lambda: pyramid.point(numbers, *triangle), lambda: pyramid.reference_point(numbers, *triangle)),
         "e8_nearest": (lambda: e8.e8_nearest(eights), lambda: e8.reference(eights)),
+        "fsq_round": (lambda: fsq.fsq_round(tokens, *grid_edges), lambda: fsq.reference_round(tokens, *grid_edges)),
+        "fsq_curve": (lambda: fsq.fsq_curve(*curve), lambda: fsq.reference_curve(*curve)),
         "bit_query": (lambda: bit_blocks.prepare(x[:5], codebook[0], signs, 5, 1.9, True)[:4],
                       lambda: bit_blocks.prepare_reference(x[:5], codebook[0], signs, 5, 1.9, True)[:4]),
         "bit_scan": (lambda: bit_blocks.bit_scan(*scan, 1), lambda: bit_blocks.reference(*scan)),

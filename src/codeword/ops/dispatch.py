@@ -24,7 +24,7 @@ OPS = (
     "nearest", "project", "hadamard", "rotate", "pack", "unpack", "segment_sum", "bit_query", "bit_scan",
     "segment_query", "segment_scan", "grid_code",
     "adjust_code", "lut_scan", "lut_tables", "additive_search", "e8_nearest",
-    "pyramid_project", "pyramid_number", "pyramid_point",
+    "pyramid_project", "pyramid_number", "pyramid_point", "fsq_round", "fsq_curve",
 )
 
 

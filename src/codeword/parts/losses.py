@@ -12,7 +12,7 @@ and, as ``penalties`` of a quantizer with an explicit codebook, weighted by what
     entropy                 mean_n H(p_n) - H(mean_n p_n)                   sure of each row, and all codewords in use (Yu et al. 2024)
 
 p = softmax_k(-|x - c_k|^2 / temperature). The squared Frobenius norm is taken of the d x d matrix C^' C^, which has the same one, and the
-entropies in blocks (``soft.entropies``), so that nothing here is of size K x K or N x K. Means are those of a rank's own batch.
+entropies in blocks (``parts/entropy``), so that nothing here is of size K x K or N x K. Means are those of a rank's own batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from codeword.errors import CodewordError
-from codeword.parts import arrays, soft
+from codeword.parts import arrays, entropy
 from codeword.parts.codebook import histogram
 
 OF_THE_CODEBOOK = ("orthogonality", "active_orthogonality")
@@ -116,7 +116,7 @@ def penalties(weights: Mapping[str, float], rows: Tensor, codebook: Tensor, indi
             used = histogram(indices, size, keep) > 0 if term == "active_orthogonality" else None
             terms[term] = orthogonality(codebook, used)
     if any(term in weights for term in OF_THE_ROWS):
-        sure, spread = soft.entropies(rows, codebook, keep, temperature=temperature)
+        sure, spread = entropy.codebook_entropies(rows, codebook, temperature, keep)
         values = {"diversity": math.log(size) - spread, "uniform": math.log(size) - sure, "entropy": sure - spread}
         terms |= {term: value for term, value in values.items() if term in weights}
     total = sum((weight * terms[term] for term, weight in weights.items()), rows.new_zeros(()))

@@ -35,3 +35,10 @@ def standardised(rows: Tensor, weights: Tensor | None, name: str) -> tuple[Tenso
     if not bool(torch.isfinite(scaled).all()):
         raise CodewordError(f"{name}.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
     return scaled, mean, length
+
+
+@torch.no_grad()
+def fold(weight: Tensor, bias: Tensor, mean: Tensor, length: float) -> None:
+    """Takes the units of ``standardised`` into an affine map (its ``weight``, and ``bias`` (dim,)) that was learned in them, in place."""
+    weight.mul_(length)
+    bias.copy_((bias.double() * length + mean).float())

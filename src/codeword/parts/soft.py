@@ -15,11 +15,6 @@ Written out, p and its gradient take 8 N K bytes: 2 GiB at N = K = 16,384. Here 
 block is seeded by the block, so the sampler and the backward pass see the same. Squared distances are taken from the codebook's mean on:
 they do not change, and nothing cancels where data lie far from the origin.
 
-``entropies`` goes the same way through the two entropies of p, whose gradients are
-
-    h_n = -sum_k p_nk log p_nk          dh_n / dl_nk = -p_nk (log p_nk + h_n) / T
-    b = -sum_k q_k log q_k, q = sum_n w_n p_n                  db / dl_nk = -w_n p_nk (log q_k - sum_j p_nj log q_j) / T
-
 Cost: three products of N x K x d in the backward pass, five where one row block meets several codeword blocks; one in ``sample``.
 """
 
@@ -54,15 +49,6 @@ def lookup(rows: Tensor, codebook: Tensor, indices: Tensor, *, temperature: floa
     ``sample``, for the same noise; None: without noise."""
     _check(temperature, kind)
     return dispatch.run(_lookup, rows, codebook, indices, seed, temperature, kind)
-
-
-def entropies(rows: Tensor, codebook: Tensor, keep: Tensor | None, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The mean entropy of p over the kept ``rows`` (n, d) and the entropy of the mean of p, in nats, differentiable in rows and
-    ``codebook`` (K, d). 0 and 0 where no row is kept."""
-    _check(temperature, "l2")
-    weight = rows.new_ones(len(rows)) if keep is None else keep.to(rows.dtype)
-    sure, spread, _ = dispatch.run(_entropies, rows, codebook, weight / weight.sum().clamp(min=1), temperature)
-    return sure, spread
 
 
 def _check(temperature: float, kind: str) -> None:
@@ -150,85 +136,6 @@ def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tu
 
 
 _lookup.register_autograd(_differentiate, setup_context=_setup)
-
-
-@torch.library.custom_op("codeword::soft_entropies", mutates_args=())
-def _entropies(rows: Tensor, codebook: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    rows, codebook = _centred(rows, codebook, "l2")
-    sure, mean = rows.new_zeros(()), torch.zeros_like(codebook[:, 0])
-    for part, pieces in _blocks(len(rows), len(codebook)):
-        shift, entropy = _row_sums(rows[part], codebook, pieces, temperature)
-        sure += weight[part] @ entropy
-        for piece in pieces:
-            mean[piece] += weight[part] @ torch.exp(_scores(rows[part], codebook[piece], None, part, piece, temperature, "l2") - shift)
-    return sure, torch.special.entr(mean).sum(), mean
-
-
-@_entropies.register_fake
-def _(rows: Tensor, codebook: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    return rows.new_empty(()), rows.new_empty(()), rows.new_empty(codebook.shape[0])
-
-
-@torch.library.custom_op("codeword::soft_entropies_backward", mutates_args=())
-def _entropies_backward(to_sure: Tensor, to_spread: Tensor, rows: Tensor, codebook: Tensor, weight: Tensor, mean: Tensor,
-                        temperature: float) -> tuple[Tensor, Tensor]:
-    rows, codebook = _centred(rows, codebook, "l2")
-    own, books, mass = torch.zeros_like(rows), torch.zeros_like(codebook), torch.zeros_like(codebook[:, 0])
-    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
-    for part, pieces in _blocks(len(rows), len(codebook)):
-        x = rows[part]
-        shift, entropy = _row_sums(x, codebook, pieces, temperature)
-        logs = None
-        if len(pieces) == 1:
-            logs = [_scores(x, codebook[pieces[0]], None, part, pieces[0], temperature, "l2").sub_(shift)]
-        cross = x.new_zeros(len(x))
-        for i, piece in enumerate(pieces):
-            log_p = logs[i] if logs else _scores(x, codebook[piece], None, part, piece, temperature, "l2").sub_(shift)
-            cross += torch.exp(log_p) @ log_mean[piece]
-        for i, piece in enumerate(pieces):
-            log_p = logs[i] if logs else _scores(x, codebook[piece], None, part, piece, temperature, "l2").sub_(shift)
-            slope = to_sure * (log_p + entropy.unsqueeze(1)) + to_spread * (log_mean[piece] - cross.unsqueeze(1))
-            slope = slope.mul_(torch.exp(log_p)).mul_((weight[part] * (-2 / temperature)).unsqueeze(1))
-            own[part] += slope @ codebook[piece]
-            books[piece].addmm_(slope.mT, x)
-            mass[piece] += slope.sum(0)
-    return own, books - mass.unsqueeze(1) * codebook
-
-
-@_entropies_backward.register_fake
-def _(to_sure: Tensor, to_spread: Tensor, rows: Tensor, codebook: Tensor, weight: Tensor, mean: Tensor,
-      temperature: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(rows), torch.empty_like(codebook)
-
-
-def _entropies_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    rows, codebook, weight, temperature = inputs
-    ctx.save_for_backward(rows, codebook, weight, output[2])
-    ctx.temperature = temperature  # type: ignore[attr-defined]
-    ctx.mark_non_differentiable(output[2])  # type: ignore[attr-defined]
-
-
-def _differentiate_entropies(ctx: torch.autograd.function.FunctionCtx, to_sure: Tensor, to_spread: Tensor,
-                             to_mean: Tensor) -> tuple[Tensor | None, ...]:
-    found = dispatch.run(_entropies_backward, to_sure, to_spread, *ctx.saved_tensors, ctx.temperature)  # type: ignore[attr-defined]
-    return *found, None, None
-
-
-_entropies.register_autograd(_differentiate_entropies, setup_context=_entropies_setup)
-
-
-def _row_sums(x: Tensor, codebook: Tensor, pieces: list[slice], temperature: float) -> tuple[Tensor, Tensor]:
-    """Of rows (r, d): the logarithm of sum_k exp(score) (r, 1), and the entropy of p (r,)."""
-    top, total, mean = x.new_full((len(x), 1), -torch.inf), x.new_zeros(len(x), 1), x.new_zeros(len(x), 1)
-    for piece in pieces:
-        scores = _scores(x, codebook[piece], None, slice(0), piece, temperature, "l2")
-        peak = torch.maximum(top, scores.amax(dim=1, keepdim=True))
-        scale, weight = torch.exp(top - peak), torch.exp(scores - peak)
-        # mean: sum of weight (score - peak), which moves with the peak
-        mean = scale * (mean + torch.where(total > 0, total * (top - peak), 0.0)) + (weight * (scores - peak)).sum(1, keepdim=True)
-        total, top = total * scale + weight.sum(1, keepdim=True), peak
-    shift = top + total.log()
-    return shift, (total.log() - mean / total).squeeze(1)
 
 
 def _centred(rows: Tensor, codebook: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from codeword import ops
-from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.errors import CodewordError, FormatError
 from codeword.parts import arrays, gradients, losses, random
 from codeword.parts.kmeans import kmeans
 from codeword.parts.upkeep import Upkeep
-from codeword.quantizer import Codes, Quantized, Quantizer, Report
+from codeword.quantizer import Quantized, Quantizer, Report
 
 Widths = Sequence[Sequence[int]]
 """Columns of each codebook of each layer; each layer's sum to d."""
@@ -170,18 +170,6 @@ class Layered(Quantizer):
             stats = {key[len(prefix):]: value for key, value in out.stats.items() if key.startswith(prefix)}
             reports[f"codebooks.{p}"] = keeper.step(own, stats)
         return Report({key: report for key, report in reports.items() if report})
-
-    def _truncate(self, codes: Codes, bits: float, ends: Sequence[int]) -> Codes:
-        """``codes`` cut at the last of ``ends`` (positions, ascending) within ``bits`` a dimension, zeros beyond."""
-        costs = [sum(self.widths[:end]) for end in ends]
-        fits = [end for end, cost in zip(ends, costs, strict=True) if cost <= bits * self.dim + 1e-9]
-        if not fits:
-            raise Unsupported(f"{self.name} cannot truncate to {bits} bits a dimension; its first {ends[0]} positions take "
-                              f"{costs[0] / self.dim:g}")
-        indices, _, lengths = self._check_codes(codes)
-        room = torch.full(indices.shape[:-1], fits[-1], device=indices.device) if lengths is None else lengths.clamp(max=fits[-1])
-        valid = torch.arange(indices.shape[-1], device=indices.device) < fits[-1]
-        return arrays.like_codes(Codes((indices * valid).to(self.index_dtype), None, room.to(torch.int32)), codes.indices)
 
     @property
     def shared_bytes(self) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts import stages
+from codeword.parts.prefixes import truncated
 from codeword.quantizer import Codes
 
 
@@ -63,4 +64,4 @@ class GroupRVQ(stages.Layered):
     def truncate(self, codes: Codes, bits: float) -> Codes:
         """The longest prefix of whole layers within ``bits`` a dimension; what is cut off becomes zero. The code keeps its shape: a file
         stores the zeros too, and ``bits`` counts them. Unsupported where not even the first layer fits."""
-        return self._truncate(codes, bits, range(self.groups, len(self.levels) + 1, self.groups))
+        return truncated(self, codes, bits, range(self.groups, len(self.levels) + 1, self.groups), "layer")

@@ -12,14 +12,14 @@ most ``entropy_bits`` bits, exact within a group and an upper bound beyond (``pa
 so d = 36 or 200 work as 10 does. It is the entropy of one process's batch; the paper's code averages over all.
 
 Cost: O(d) a vector, and in training 2^g multiply-adds for each group of g bits. Bits: one a dimension. Values are +-s, not the input's
-space: ``Projected`` maps back. Implementations differ in the order of bits: Open-MAGVIT2 has the least significant first, as here,
-vector-quantize-pytorch the most significant. Gradient: straight through.
+space: ``Projected`` maps back. Implementations differ in the order of bits: Open-MAGVIT2 has the least significant first, as here
+with ``bit_order`` "low", vector-quantize-pytorch the most significant ("high"). Gradient: straight through.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,12 +34,15 @@ from codeword.quantizer import Quantizer
 
 class LFQ(Quantizer):
     """dim: bits; num_codebooks: tokens they form (None: the fewest of at most 18 bits); scale: s; commitment: beta; entropy_weight, gamma,
-    temperature (tau): of the entropy loss; entropy_bits: bits whose joint distribution is exact, 1..18."""
+    temperature (tau): of the entropy loss; entropy_bits: bits whose joint distribution is exact, 1..18; bit_order: of a token, its
+    first bit "low" or "high"."""
 
     learns = False
+    later_arguments: ClassVar[dict[str, Any]] = {"bit_order": "low"}
 
     def __init__(self, *, dim: int, num_codebooks: int | None = None, scale: float = 1.0, commitment: float = 0.25,
-                 entropy_weight: float = 0.1, gamma: float = 1.0, temperature: float = 0.01, entropy_bits: int = 12) -> None:
+                 entropy_weight: float = 0.1, gamma: float = 1.0, temperature: float = 0.01, entropy_bits: int = 12,
+                 bit_order: str = "low") -> None:
         super().__init__()
         self._sizes = signs.sizes("lfq", dim, num_codebooks)
         if not scale > 0 or not temperature > 0 or min(commitment, entropy_weight, gamma) < 0:
@@ -47,6 +50,9 @@ class LFQ(Quantizer):
                                 f"{entropy_weight} and gamma={gamma}; the first two must be positive, the others at least 0")
         if not 1 <= entropy_bits <= entropy.MOST_GROUPED:
             raise CodewordError(f"lfq got entropy_bits={entropy_bits}; 1..{entropy.MOST_GROUPED} are allowed")
+        if bit_order not in signs.ORDERS:
+            raise CodewordError(f"lfq got bit_order={bit_order!r}; 'low' or 'high' is needed")
+        self.bit_order = bit_order
         self.dim, self.num_codebooks, self.scale, self.commitment = dim, num_codebooks, scale, commitment
         self.entropy_weight, self.gamma, self.temperature, self.entropy_bits = entropy_weight, gamma, temperature, entropy_bits
         self.levels = tuple(1 << size for size in self._sizes)
@@ -58,14 +64,14 @@ class LFQ(Quantizer):
         return cls(dim=dim, **options)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        return signs.tokens(rows > 0, self._sizes), None
+        return signs.tokens(rows > 0, self._sizes, self.bit_order), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        return (signs.bits(indices, self._sizes) * 2 - 1).to(torch.float32) * self.scale
+        return (signs.bits(indices, self._sizes, self.bit_order) * 2 - 1).to(torch.float32) * self.scale
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         plus = rows.detach() > 0
-        indices, values = signs.tokens(plus, self._sizes), (plus.to(rows.dtype) * 2 - 1) * self.scale
+        indices, values = signs.tokens(plus, self._sizes, self.bit_order), (plus.to(rows.dtype) * 2 - 1) * self.scale
         commit = commitment_term(rows, values, keep)
         groups = math.ceil(self.dim / self.entropy_bits)
         sample, batch = entropy.sign_entropies(rows * (4 * self.scale / self.temperature), keep, group=math.ceil(self.dim / groups))

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from codeword.errors import CodewordError, Unsupported
 from codeword.parts import gradients, stages
+from codeword.parts.prefixes import truncated
 from codeword.quantizer import Codes, Quantized
 
 
@@ -75,4 +76,4 @@ class MaskedRVQ(stages.Layered):
     def truncate(self, codes: Codes, bits: float) -> Codes:
         """The longest prefix of tokens within ``bits`` a dimension, channels without a token at zero; what is cut off becomes zero. The
         code keeps its shape: a file stores the zeros too, and ``bits`` counts them. Unsupported where no token fits."""
-        return self._truncate(codes, bits, range(1, len(self.levels) + 1))
+        return truncated(self, codes, bits, range(1, len(self.levels) + 1), "token")

@@ -35,11 +35,12 @@ import torch
 from torch import Tensor, nn
 
 from codeword import ops
-from codeword.errors import CodewordError, ShapeError, Unsupported
+from codeword.errors import CodewordError, ShapeError
 from codeword.parts import arrays, gradients
 from codeword.parts.codebook import usage
 from codeword.parts.kmeans import kmeans
 from codeword.parts.moments import moments
+from codeword.parts.prefixes import truncated
 from codeword.parts.training import minimise
 from codeword.quantizer import Codes, Quantizer, Report
 
@@ -146,14 +147,7 @@ class MultiScale(Quantizer):
         """The longest prefix of whole scales within ``bits`` a dimension; what is cut off becomes zero. The code keeps its shape: a file
         stores the zeros too, and ``bits`` counts them. Unsupported where not even the first scale fits."""
         ends = [sum(h * w for h, w in self.grids[:s + 1]) for s in range(len(self.grids))]
-        fits = [end for end in ends if sum(self.widths[:end]) <= bits * self.dim + 1e-9]
-        if not fits:
-            raise Unsupported(f"multi_scale cannot truncate to {bits} bits a dimension; its first scale takes "
-                              f"{sum(self.widths[:ends[0]]) / self.dim:g}")
-        indices, _, lengths = self._check_codes(codes)
-        room = torch.full(indices.shape[:-1], fits[-1], device=indices.device) if lengths is None else lengths.clamp(max=fits[-1])
-        valid = torch.arange(indices.shape[-1], device=indices.device) < fits[-1]
-        return arrays.like_codes(Codes((indices * valid).to(self.index_dtype), None, room.to(torch.int32)), codes.indices)
+        return truncated(self, codes, bits, ends, "scale")
 
     # ------------------------------------------------------------------ helpers
 

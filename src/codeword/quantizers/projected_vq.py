@@ -38,7 +38,7 @@ from codeword.parts.gradients import passed
 from codeword.parts.kept import Kept
 from codeword.parts.kmeans import kmeans
 from codeword.parts.losses import both_terms, codebook_term
-from codeword.parts.moments import standardised
+from codeword.parts.moments import fold, standardised
 from codeword.parts.pca import pca
 from codeword.parts.threads import one_thread
 from codeword.parts.training import minimise
@@ -99,9 +99,7 @@ class ProjectedVQ(Quantizer):
         self._start(scaled, weights)
         minimise(lambda batch: codebook_term(batch, self._nearest(batch)[1], None), [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
-        with torch.no_grad():
-            self.weight.mul_(length)
-            self.bias.copy_((self.bias.double() * length + mean).float())
+        fold(self.weight, self.bias, mean, length)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         return assign(rows, self._codebook(), metric).unsqueeze(1), None

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from codeword import ops
-from codeword.errors import CodewordError, FormatError, Unsupported
+from codeword.errors import CodewordError, FormatError
 from codeword.ops.searcher import Recipe
 from codeword.parts import additive, arrays, gradients, lookup, losses, random
 from codeword.parts.kmeans import kmeans
+from codeword.parts.prefixes import truncated
 from codeword.parts.upkeep import Upkeep, stacked
 from codeword.quantizer import Codes, Packed, Quantized, Report
 
@@ -146,15 +147,7 @@ class RVQ(lookup.Lookup):
     def truncate(self, codes: Codes, bits: float) -> Codes:
         """The longest prefix of stages within ``bits`` a dimension; what is cut off becomes zero. The code keeps its shape: a file stores
         the zeros too, and ``bits`` counts them. Unsupported where not even the first stage fits."""
-        width = self.widths[0]
-        stages = min(self.num_codebooks, int((bits * self.dim + 1e-9) // width))
-        if stages < 1:
-            raise Unsupported(f"rvq cannot truncate to {bits} bits a dimension; its first stage takes {width / self.dim:g}")
-        indices, _, lengths = self._check_codes(codes)
-        room = torch.full(indices.shape[:-1], stages, device=indices.device) if lengths is None else lengths.clamp(max=stages)
-        valid = torch.arange(self.num_codebooks, device=indices.device) < stages
-        cut = Codes((indices * valid).to(self.index_dtype), None, room.to(torch.int32))
-        return arrays.like_codes(cut, codes.indices)
+        return truncated(self, codes, bits, range(1, self.num_codebooks + 1), "stage")
 
     # ------------------------------------------------------------------ Scannable
 

@@ -19,19 +19,20 @@ Cost: K d^2 multiply-adds for C^ whenever W has changed, then those of VQ. Bits:
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeword import catalog, ops
+from codeword import ops
 from codeword.errors import CodewordError
 from codeword.parts import gradients, losses, random
+from codeword.parts.baking import plain_vq
 from codeword.parts.codebook import assign, size_for_bits, usage
-from codeword.parts.moments import moments
+from codeword.parts.kept import Kept
+from codeword.parts.moments import fold, standardised
 from codeword.parts.training import minimise
-from codeword.parts.upkeep import Upkeep
 from codeword.quantizer import Quantizer
 
 
@@ -61,7 +62,7 @@ class SimVQ(Quantizer):
         self.register_buffer("basis", torch.zeros(codebook_size, dim))
         self.weight = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
-        self._baked: _Baked | None = None
+        self._kept = Kept()
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, **options: Any) -> Self:
@@ -69,17 +70,11 @@ class SimVQ(Quantizer):
         return cls(dim=dim, codebook_size=size_for_bits("simvq", dim, bits), **options)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        mean, variance = moments(rows, weights)
-        length = math.sqrt(math.fsum(variance.tolist()))
-        scaled = (rows - mean.float()) / (length if length > 0 else 1.0)
-        if not bool(torch.isfinite(scaled).all()):
-            raise CodewordError(f"simvq.fit got rows whose spread, about {length:.3g}, leaves the range of float32")
+        scaled, mean, length = standardised(rows, weights, self.name)
         self._start()
         minimise(self._fitting_loss, [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
-        with torch.no_grad():
-            self.weight.mul_(length)
-            self.bias.copy_((self.bias.double() * length + mean).float())
+        fold(self.weight, self.bias, mean, length)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         return assign(rows, self._codebook(), metric).unsqueeze(1), None
@@ -105,12 +100,7 @@ class SimVQ(Quantizer):
     def bake(self) -> Quantizer:
         """A ``VQ`` whose codebook is ``effective()``: same codes, same values, fewer tensors to ship."""
         self._require_fitted("bake")
-        vq = catalog.make(f"vq:codebook_size={self.codebook_size},commitment={self.commitment},seed={self.seed}", self.dim).to(self.device)
-        codebook = cast(nn.Parameter, vq.codebook)
-        codebook.copy_(self.effective())
-        cast(Upkeep, vq.upkeep).start(codebook)
-        vq.restore({"fitted": True})
-        return vq
+        return plain_vq(self.effective(), commitment=self.commitment, seed=self.seed)
 
     # ------------------------------------------------------------------ helpers
 
@@ -143,16 +133,5 @@ class SimVQ(Quantizer):
         return ops.project(codewords, self.weight) + self.bias
 
     def _codebook(self) -> Tensor:
-        """``effective()`` without gradient, kept until W, b or C hold other values (compared, so that no way of writing them is missed)."""
-        state = (self.weight.detach(), self.bias.detach(), self.basis)
-        known = self._baked
-        if known is None or known.codebook.device != self.device or not all(map(torch.equal, state, known.state)):
-            with torch.no_grad():
-                known = _Baked(tuple(tensor.clone() for tensor in state), self.effective())
-            self._baked = known
-        return known.codebook
-
-
-class _Baked(NamedTuple):
-    state: tuple[Tensor, ...]
-    codebook: Tensor
+        """``effective()`` without gradient."""
+        return self._kept((self.weight, self.bias, self.basis), self.effective)

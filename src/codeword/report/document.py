@@ -119,7 +119,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; 
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6rem; font-size: .85rem; }
 """
 
-_PAGE = """<!doctype html>
+_HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -129,7 +129,9 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <h1>{title}</h1>
-<p class="data">{data}</p>
+"""
+
+_PAGE = _HEAD + """<p class="data">{data}</p>
 {figure}
 <h2>Best at each rate</h2>
 <ul>{best}</ul>

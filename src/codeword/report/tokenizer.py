@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeword.errors import Unsupported
-from codeword.report.document import _STYLE
+from codeword.report.document import _HEAD, _STYLE
 from codeword.report.plot import _INK, COLOURS
 
 if TYPE_CHECKING:
@@ -254,17 +254,7 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 
 
 _LIT = ", and below that once more, its coarse cells in pale blue"
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<dl>{facts}</dl>
+_PAGE = _HEAD + """<dl>{facts}</dl>
 <h2>Numbers</h2>
 <div class="wide"><table><tbody>{numbers}</tbody></table></div>
 <h2>Images</h2>
