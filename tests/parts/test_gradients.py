@@ -168,7 +168,7 @@ def test_far_from_the_origin_nothing_cancels() -> None:
 
 
 def test_no_memory_of_rows_times_codewords() -> None:
-    """64 MiB of float32 scores, several times over, would be 300 MiB; the whole step takes a fraction of one such table."""
+    """128 MiB of float32 scores, several times over, would be 600 MiB; the whole step takes a part of one such table."""
     script = """
 import torch
 from codeword.parts import soft
@@ -181,7 +181,7 @@ def step(n, k):
     soft.lookup(x, e, i, seed=torch.tensor(1)).square().sum().backward()
 step(64, 64)
 before = status("VmHWM")
-step(4096, 4096)
+step(4096, 8192)
 print((status("VmHWM") - before) / 1024)
 """
     if not os.path.exists("/proc/self/status"):
@@ -189,7 +189,7 @@ print((status("VmHWM") - before) / 1024)
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
                           capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 40
+    assert float(done.stdout) < 100
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

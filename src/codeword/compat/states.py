@@ -16,11 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from codeword.errors import CodewordError, FormatError
+from codeword.errors import CodewordError, FormatError, Unsupported
 
 NESTED = ("state_dict", "model", "ema")
 """Names that checkpoints keep a state under."""
 MOST_TENSORS = 1 << 16
+SAFE_TORCH = (2, 10)
+"""Releases before it run code or corrupt memory on crafted files in spite of ``weights_only`` (CVE-2025-32434, CVE-2026-24747)."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -37,6 +39,9 @@ def read(path: str | Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(file))
         except (safetensors.SafetensorError, KeyError, ValueError, OverflowError) as error:
             raise FormatError("header", f"{file} is no whole safetensors file: {str(error)[:200]}") from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
+        raise Unsupported(f"torch {torch.__version__} has known holes in reading weights alone; torch {SAFE_TORCH[0]}.{SAFE_TORCH[1]} "
+                          "or newer is needed, or the state_dict as a safetensors file")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the reader says to a stranger's bytes
