@@ -66,12 +66,12 @@ results: native
 	cd build && PYTHONPATH=../src $(abspath $(PYTHON)) -m codeword demo --out demo | tee ../results/demo.txt
 	cp build/demo/compare/results.csv results/compare.csv
 	cp build/demo/compare/plot.png docs/rate_distortion.png
-	for name in rabitq pvq_llm simvq survey_taxonomy saq; do PYTHONPATH=src $(PYTHON) -m codeword reproduce $$name --save results/claims.csv; done
+	for name in rabitq pvq_llm simvq survey_taxonomy saq fvq_vqbridge vqgan_lc fqgan vit_vqgan dq_vae; do PYTHONPATH=src $(PYTHON) -m codeword reproduce $$name --save results/claims.csv; done
 	PYTHONPATH=src $(PYTHON) docs/build.py
 
 .PHONY: benchmarks
 
-# Beside the peers (extra bench) on a quiet machine, about an hour; product.py and additive.py go on where they stopped.
+# Beside the peers (extra bench) on a quiet machine, some hours; product.py, additive.py and tokenizers.py go on where they stopped.
 VECTORS ?= ../shared/data/vectors
 benchmarks: native
 	for name in nearest kmeans; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py --data $(VECTORS) || exit 1; done
@@ -83,4 +83,6 @@ benchmarks: native
 	PYTHONPATH=src $(PYTHON) benchmarks/streaming.py
 	OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON) benchmarks/product.py $(VECTORS)/minilm_sentences.f16.npy $(VECTORS)/mnist784.npz
 	PYTHONPATH=src $(PYTHON) benchmarks/additive.py $(VECTORS)
+	for name in layers lattices sources; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py --out results/$$name.csv || exit 1; done
+	PYTHONPATH=src $(PYTHON) benchmarks/tokenizers.py $(VECTORS)/../cifar10 --minutes 20
 	PYTHONPATH=src $(PYTHON) docs/build.py
