@@ -82,4 +82,5 @@ def test_bad_arguments() -> None:
         module.pyramid_point(index, counts[:, :0], sums[:, :0], points, 1)
     for hostile in (-(1 << 63), (1 << 63) - 1, 1 << 40):  # not an index: some numbers come back, nothing is read out of bounds
         module.pyramid_point(np.array([hostile]), counts, sums, points, 1)
-    assert ops.self_check()["pyramid_point"]
+    if ops.choice("pyramid_point") == "native":
+        assert ops.self_check()["pyramid_point"]
