@@ -20,7 +20,7 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("lightning_fabric")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizers"))
-from conftest import pictures  # noqa: E402
+from made_pictures import pictures  # noqa: E402
 
 TRAIN = ("--quantizer", "vq:iterations=2,learning=ema", "--codebook-size", "8", "--network", "conv:width=4", "--dim", "4",
          "--batch-size", "8", "--warmup", "2", "-o", "tok")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pictures
+from made_pictures import pictures
 
 from codeword import catalog
 from codeword.errors import CodewordError, FormatError, NotFitted, ShapeError, Unsupported
