@@ -203,7 +203,7 @@ def parse(spec: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     elif ":" in text:
         head, _, options = text.partition(":")
     entry(head)
-    pairs = [_option(pair, spec) for pair in options.split(",")] if options else []
+    pairs = [option(pair, spec) for pair in options.split(",")] if options else []
     if len(dict(pairs)) != len(pairs):
         raise CodewordError(f"spec {spec!r} gives an option twice")
     return head, inner, dict(pairs)
@@ -217,8 +217,8 @@ def _check_options(name: str, wraps: bool, options: dict[str, Any], spec: str) -
         raise CodewordError(f"{name!r} takes no inner quantizer in {spec!r}")
     if not wraps and entry(name).combinator:
         raise CodewordError(f"{name} wraps other quantizers; put one in parentheses, e.g. {name}(pq:bits=2), instead of {spec!r}")
-    own = _parameters(cls.wrap if wraps else cls.__init__)
-    dial = {} if wraps or cls.for_bits.__func__ is Quantizer.for_bits.__func__ else _parameters(cls.for_bits)
+    own = parameters(cls.wrap if wraps else cls.__init__)
+    dial = {} if wraps or cls.for_bits.__func__ is Quantizer.for_bits.__func__ else parameters(cls.for_bits)
     needed = [key for key, parameter in own.items() if parameter.default is parameter.empty]
     known = own if not dial or "bits" not in options else _beside_bits(dial, own, needed) if "options" in dial else dial
     for key in options:
@@ -237,7 +237,7 @@ def _beside_bits(dial: dict[str, Any], own: dict[str, Any], needed: list[str]) -
     return {**dial, **{key: value for key, value in own.items() if key not in needed and key != "codebook_size"}}
 
 
-def _parameters(function: Any) -> dict[str, inspect.Parameter]:
+def parameters(function: Any) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in ("self", "dim", "inner")}
 
 
@@ -253,7 +253,7 @@ def _split(text: str, mark: str, spec: str) -> list[str]:
     return parts
 
 
-def _option(pair: str, spec: str) -> tuple[str, Any]:
+def option(pair: str, spec: str) -> tuple[str, Any]:
     key, sign, value = pair.partition("=")
     if not sign or not key.isidentifier():
         raise CodewordError(f"option {pair!r} in spec {spec!r} is not key=value")

@@ -322,7 +322,7 @@ def _spec(quantizer: str, codebook_size: int | None) -> str:
     """The spec with --codebook-size put in, or the usual one for quantizers that need one."""
     from codeword import catalog
     name, inner, options = catalog.parse(quantizer)
-    takes = "codebook_size" in catalog._parameters(catalog.quantizer_class(name).__init__) and not inner
+    takes = "codebook_size" in catalog.parameters(catalog.quantizer_class(name).__init__) and not inner
     if codebook_size is not None and (not takes or "codebook_size" in options or "bits" in options):
         raise CodewordError(f"--codebook-size does not go with --quantizer {quantizer!r}, which "
                             f"{'says its size itself' if takes else 'has no argument of that name'}")

@@ -131,7 +131,7 @@ def from_parts(tensors: Mapping[str, Tensor], header: dict[str, Any], what: str 
     with torch.device("meta"):
         quantizer = _Builder(f"object in {what}").build(header["object"], 0)
     declared = quantizer.state_dict()
-    _check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
+    check_declared({name: (t.dtype, tuple(t.shape)) for name, t in declared.items()}, tensors, what)
     quantizer.load_state_dict(dict(tensors), assign=True)
     with torch.device("cpu"):
         _check_values(quantizer, what)
@@ -175,11 +175,11 @@ def _state(quantizer: Quantizer) -> dict[str, Tensor]:
 
 
 def _fingerprint(record: dict[str, Any], state: Mapping[str, Tensor]) -> str:
-    digests = {name: [_NAMES[str(t.dtype).removeprefix("torch.")], list(t.shape), _digest(t)] for name, t in state.items()}
+    digests = {name: [_NAMES[str(t.dtype).removeprefix("torch.")], list(t.shape), digest_of(t)] for name, t in state.items()}
     return hashlib.sha256(canonical.encode({"object": record, "tensors": digests})).hexdigest()[:16]
 
 
-def _digest(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
@@ -241,7 +241,7 @@ class _Builder:
             raise FormatError("limit", f"{self._what} is wider than {MAX_DIM}, or all its parts together than {MAX_TOTAL_DIM}")
 
 
-def _check_declared(declared: dict[str, tuple[torch.dtype, tuple[int, ...]]], found: Mapping[str, Tensor], what: str) -> None:
+def check_declared(declared: dict[str, tuple[torch.dtype, tuple[int, ...]]], found: Mapping[str, Tensor], what: str) -> None:
     for name in sorted(declared.keys() | found.keys()):
         if name not in found:
             raise FormatError("missing-key", f"{what} lacks the tensor {name!r}")

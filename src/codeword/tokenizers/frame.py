@@ -145,7 +145,7 @@ class TrainedTokenizer(nn.Module):
             raise FormatError("config", f"{what} does not spell out the options of its network")
         rest = {name: t for name, t in tensors.items() if not name.startswith("quantizer.")}
         declared = {name: (t.dtype, tuple(t.shape)) for name, t in made.state_dict().items() if not name.startswith("quantizer.")}
-        objects._check_declared(declared, rest, what)
+        objects.check_declared(declared, rest, what)
         for name, tensor in rest.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise FormatError("value", f"tensor {name!r} of {what} has non-finite values")
@@ -225,5 +225,5 @@ def _refuse(kind: Any, what: str) -> NoReturn:
 
 
 def _fingerprint(config: dict[str, Any], quantizer: dict[str, Any], state: Mapping[str, Tensor]) -> str:
-    digests = {name: [str(t.dtype), list(t.shape), objects._digest(t)] for name, t in state.items()}
+    digests = {name: [str(t.dtype), list(t.shape), objects.digest_of(t)] for name, t in state.items()}
     return hashlib.sha256(canonical.encode({"config": config, "quantizer": quantizer, "tensors": digests})).hexdigest()[:16]

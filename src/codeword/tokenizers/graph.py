@@ -142,7 +142,7 @@ class GraphTokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, anchors and relations: what decides tokens. Weights of the encoder do not."""
-        content = {"anchors": objects._digest(self.anchors), "config": self.config, "relations": self.relations}
+        content = {"anchors": objects.digest_of(self.anchors), "config": self.config, "relations": self.relations}
         return hashlib.sha256(canonical.encode(content)).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
@@ -169,7 +169,7 @@ class GraphTokenizer(nn.Module):
             raise FormatError("config", f"{path} has {anchors} anchors and {relations} relations, which its configuration does not have")
         with torch.device("meta"):
             made._allocate(anchors, relations, torch.zeros(anchors, dtype=torch.int64))
-        objects._check_declared({name: (t.dtype, tuple(t.shape)) for name, t in made.state_dict().items()}, tensors, str(path))
+        objects.check_declared({name: (t.dtype, tuple(t.shape)) for name, t in made.state_dict().items()}, tensors, str(path))
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise FormatError("value", f"tensor {name!r} of {path} has non-finite values")

@@ -90,7 +90,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     if name not in NETWORKS:
         raise CodewordError(f"unknown network {name[:40]!r}; {', '.join(NETWORKS)} are known")
     defaults = NETWORKS[name].defaults
-    given = dict(catalog._option(pair, spec) for pair in rest.split(",")) if rest else {}
+    given = dict(catalog.option(pair, spec) for pair in rest.split(",")) if rest else {}
     for key, value in given.items():
         if key not in defaults:
             raise CodewordError(f"network {name} has no option {key[:40]!r}; it takes {', '.join(defaults)}")

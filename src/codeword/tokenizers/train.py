@@ -379,4 +379,4 @@ def _start_job(folder: Path, settings: Settings, images: Images, valid: Images, 
 def _identity(features: Array) -> dict[str, Any]:
     """What stands for frozen features: their shape, and the digest of their values."""
     rows = arrays.as_tensor(features).detach().cpu().contiguous()
-    return {"sha256": objects._digest(rows), "shape": list(rows.shape)}
+    return {"sha256": objects.digest_of(rows), "shape": list(rows.shape)}
