@@ -76,7 +76,7 @@ class Case:
     def _index(self, dim: int) -> codeword.Index:
         """Flat, of one segment that holds the blocks themselves."""
         quantizer = codeword.PQ(dim=dim, num_codebooks=self.books, codebook_size=self.size).fit(np.zeros((self.size, dim), np.float32))
-        quantizer.codebooks.copy_(self.codebooks)
+        quantizer.codebooks.detach().copy_(self.codebooks)
         index = codeword.Index(dim=dim, quantizer=quantizer)
         ids = torch.arange(self.blocks.rows)
         ids[self.rows:] = -1

@@ -71,12 +71,13 @@ class _Both(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, chosen, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        slope = (rows - chosen) * (2 / max(1, rows.numel() if weight is None else rows.shape[-1]))
+        slope = rows - chosen
         if weight is not None:
-            slope = slope * weight.unsqueeze(-1)
-        commit, pull = grads
+            slope.mul_(weight.unsqueeze(-1))
+        scale = 2 / max(1, rows.numel() if weight is None else rows.shape[-1])
         need_rows, need_chosen, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
-        return slope * commit if need_rows else None, slope * -pull if need_chosen else None, None
+        to_chosen = slope * (grads[1] * -scale) if need_chosen else None
+        return slope.mul_(grads[0] * scale) if need_rows else None, to_chosen, None
 
 
 def orthogonality(codebook: Tensor, used: Tensor | None = None) -> Tensor:
