@@ -6,8 +6,8 @@
 FOLDER holds train.parquet and test.parquet. Each arm is one run of the loop behind ``codeword tokenizer train`` with its
 defaults: same first weights, same images in the same order, same schedule, K = 16,384; it ends after ``--steps`` or ``--minutes``,
 whichever comes first. ``vq``: plain VQ as papers start it, U(+-1/K), no k-means, no revival. ``vq-data``: fitted on the first latents,
-with averages and revival. ``projected_vq``: its frozen features are k-means centres of the first latents (no pretrained image model is
-at hand). Rows are written as they come; an arm that the file has under the same device, seed and limits is skipped.
+with averages and revival. ``projected_vq``: its frozen features are those of ``codeword tokenizer features`` on the training images (the
+small network of this library in place of CLIP's); finding them does not count as training. Rows are written as they come; an arm that the file has under the same device, seed and limits is skipped.
 
 error: mean squared error of pixels in [0, 1] on all test images; usage: share of codewords chosen at least once there
 """
@@ -24,6 +24,7 @@ import torch
 
 from codeword.data.images import open_images
 from codeword.tokenizers.evaluate import evaluate
+from codeword.tokenizers.features import codebook_features
 from codeword.tokenizers.train import Limits, Settings, train
 
 K = 16384
@@ -44,8 +45,9 @@ def measured(name: str, folder: Path, args: argparse.Namespace, device: str) -> 
     images, valid = open_images(folder / "train.parquet"), open_images(folder / "test.parquet")
     settings = Settings(seed=args.seed, **options)  # type: ignore[arg-type]
     limits = Limits(steps=args.steps or None, minutes=args.minutes, eval_every=1 << 30, save_seconds=1e9)
+    frozen = codebook_features(images, K, size=settings.size, seed=args.seed) if name == "projected_vq" else None
     with tempfile.TemporaryDirectory() as job:
-        done = train(images, valid, settings, limits, job, accelerator=args.accelerator)
+        done = train(images, valid, settings, limits, job, accelerator=args.accelerator, features=frozen)
     look = evaluate(done.tokenizer, valid, size=settings.size)
     found = {key: f"{look.numbers[key]:.6g}" for key in FIELDS if look.numbers.get(key) is not None}
     return {"arm": name, "device": device, "seed": args.seed, "minutes": args.minutes, "limit_steps": args.steps, "steps": done.steps,
