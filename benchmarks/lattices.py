@@ -1,4 +1,4 @@
-"""FSQ, LFQ, BSQ, GroupRVQ and entropies beside vector-quantize-pytorch: one training step of each layer, or one forward pass in eval mode.
+"""FSQ, LFQ, BSQ, GroupRVQ and entropies beside vector-quantize-pytorch: a training step of each layer, a forward pass in eval mode, codes.
 
     OMP_WAIT_POLICY=passive python benchmarks/lattices.py [--only lfq] [--repeats 7] [--out results/lattices.csv]
 
@@ -6,7 +6,9 @@ Both sides get the same input (N, d), produce values, indices and their loss, an
 both alternate in one process, best of ``repeats``; memory is measured in a process of its own for each side: the growth of its largest
 resident size (VmHWM, on Linux) over one step, after a step on 16 rows. Rows of the file that are measured again are replaced.
 
-what                    layer and mode; "train": forward and backward of sum(values) + loss, "eval": forward without gradient
+what                    layer and mode; "train": forward and backward of sum(values) + loss; "eval": forward without gradient, where ours
+                        still computes entropies and usage, for validation, and theirs does not; "codes": ours encode and decode, theirs
+                        its forward pass in eval mode, so that both give indices and values and nothing else
 shape                   N x d, and the codes
 ours_seconds, theirs_seconds, ratio (ours over theirs; below 1 is faster)
 ours_mib, theirs_mib    peak memory beyond what the process had before
@@ -49,14 +51,17 @@ class Case(NamedTuple):
     theirs: Callable[[], Step] | None
 
 
-def _layer(make: Callable[[], torch.nn.Module], training: bool, batch: bool) -> Callable[[], Step]:
-    """A step of a layer; theirs takes (1, N, d) and returns a tuple with values first and, where it has one, a loss last."""
+def _layer(make: Callable[[], torch.nn.Module], mode: str, batch: bool) -> Callable[[], Step]:
+    """A step of a layer (``mode``: of the docstring's); theirs takes (1, N, d) and returns a tuple with values first and, where it has one, a loss last."""
     def build() -> Step:
-        layer = make().train(training)
+        layer = make().train(mode == "train")
 
         def step(x: Tensor) -> None:
             given = x.unsqueeze(0) if batch else x
-            if not training:
+            if mode == "codes" and isinstance(layer, codeword.Quantizer):
+                layer.decode(layer.encode(x))
+                return
+            if mode != "train":
                 with torch.no_grad():
                     layer(given)
                 return
@@ -103,10 +108,9 @@ def cases() -> list[Case]:
     def residual() -> torch.nn.Module:
         return peer.GroupedResidualVQ(dim=512, groups=2, num_quantizers=2, codebook_size=1024, rotation_trick=False)
 
-    for mode in ("train", "eval"):
-        training = mode == "train"
-        found.append(Case(f"fsq {mode}", f"{rows} x 4, {grid}", rows, 4, _layer(lambda: codeword.FSQ(dim=4, grid=grid), training, False),
-                          _layer(lambda: peer.FSQ(grid), training, True)))
+    for mode in ("train", "eval", "codes"):
+        found.append(Case(f"fsq {mode}", f"{rows} x 4, {grid}", rows, 4, _layer(lambda: codeword.FSQ(dim=4, grid=grid), mode, False),
+                          _layer(lambda: peer.FSQ(grid), mode, True)))
         for count, bits in ((16384, 10), (4096, 14), (16384, 18), (16384, 36)):
             possible = bits < 18
             for name, ours, spherical in (("lfq", codeword.LFQ, False), ("bsq", codeword.BSQ, True)):
@@ -114,10 +118,10 @@ def cases() -> list[Case]:
                     return peer.LFQ(dim=bits, codebook_size=2**bits, commitment_loss_weight=0.0 if spherical else 0.25, spherical=spherical)
 
                 found.append(Case(f"{name} {mode}", f"{count} x {bits}", count, bits,
-                                  _layer(lambda ours=ours, bits=bits: ours(dim=bits), training, False),
-                                  _layer(theirs, training, True) if possible else None))
-        found.append(Case(f"group_rvq {mode}", "4096 x 512, 2 x 2 x 1024", 4096, 512, _layer(lambda: _group(512), training, False),
-                          _layer(residual, training, True)))
+                                  _layer(lambda ours=ours, bits=bits: ours(dim=bits), mode, False),
+                                  _layer(theirs, mode, True) if possible else None))
+        found.append(Case(f"group_rvq {mode}", "4096 x 512, 2 x 2 x 1024", 4096, 512, _layer(lambda: _group(512), mode, False),
+                          _layer(residual, mode, True)))
     found.append(Case("entropy train", "4096 x 64, 4096 codewords, dense formula", 4096, 64, _entropy(64, 4096, True),
                       _entropy(64, 4096, False)))
     return found

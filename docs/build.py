@@ -136,6 +136,29 @@ def tokenizers() -> str:
                  body)
 
 
+def layers() -> str:
+    """Training steps beside vector-quantize-pytorch: times as shares of the matrix product, memory, and both steps in milliseconds."""
+    peers = {"VQ": "VectorQuantize learnable", "VQ ema": "VectorQuantize ema", "VQ rotation": "VectorQuantize rotation",
+             "SimVQ": "SimVQ theirs", "RVQ": "ResidualVQ"}
+    titles = {"VQ": "gradient", "VQ ema": "moving averages", "VQ rotation": "rotation trick, averages"}
+    found = {(row["layer"], row["codebook_size"], row["num_codebooks"]): row for row in rows("layers")}
+
+    def step(row: dict[str, str]) -> float:
+        return 1000 * sum(float(row[part]) for part in ("forward", "backward", "update"))
+
+    body = []
+    for (name, size, books), row in found.items():
+        if name in peers:
+            peer = found.get((peers[name], size, books))
+            theirs = (f"{step(peer):,.0f}", f"**{step(peer) / step(row):.0f}×**", f"{float(peer['peak_mib']):,.0f}") if peer else ("–",) * 3
+            body.append((f"`{name.split()[0]}`" + (f", {titles[name]}" if name in titles else ""),
+                         f"{int(size):,}" + (f" × {books}" if books != "1" else ""), f"{float(row['forward_ratio']):.2f}",
+                         f"{float(row['backward_ratio']):.2f}", f"{step(row):.1f}", theirs[0], theirs[1],
+                         f"{float(row['peak_mib']):.0f}", theirs[2]))
+    return table(("layer", "codewords", "forward / product", "backward / product", "step, ms", "theirs, ms", "faster", "MiB", "theirs, MiB"),
+                 body)
+
+
 def gpu() -> str:
     """Triton's exact nearest beside bare products of the same shape, on the same card in the same run."""
     found = [row for row in rows("nearest_gpu") if row["what"] in ("nearest", "matmul") and row["data"] != "start"]
@@ -167,7 +190,7 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "tokenizers": tokenizers, "gpu": gpu,
+    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "layers": layers, "tokenizers": tokenizers, "gpu": gpu,
                   "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
