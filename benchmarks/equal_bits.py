@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import pathlib
 import statistics
@@ -69,7 +70,7 @@ def measured(arm: str, seed: int, steps: int, images: Images, valid: Images) -> 
         look = evaluate(done.tokenizer, valid, size=settings.size, thorough=False).numbers
         done.tokenizer.quantizer.save(pathlib.Path(folder) / "quantizer.cw")
         alone, memory = apart(pathlib.Path(folder) / "quantizer.cw")
-    bits = done.tokenizer.quantizer.bits_per_vector
+    bits = sum(map(math.log2, done.tokenizer.quantizer.levels))
     if round(bits) != BITS:
         raise SystemExit(f"{arm} has {bits} bits a token; this table is of {BITS}")
     return {"arm": arm, "seed": str(seed), "steps": str(done.steps), "token_bits": f"{bits:g}",
@@ -110,7 +111,8 @@ def step(quantizer: Quantizer, x: torch.Tensor) -> float:
     quantizer.zero_grad(set_to_none=True)
     start = time.perf_counter()
     out = quantizer(x)
-    torch.autograd.backward((out.values, out.loss), (slope, torch.ones_like(out.loss)))
+    roots = [(out.values, slope)] + [(out.loss, torch.ones_like(out.loss))] * out.loss.requires_grad  # a lattice without losses has none
+    torch.autograd.backward(*map(list, zip(*roots, strict=True)))
     quantizer.update(out)
     return time.perf_counter() - start
 

@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 def _layer(make: Callable[[], torch.nn.Module], mode: str, batch: bool) -> Callable[[], Step]:
-    """A step of a layer (``mode``: of the docstring's); theirs takes (1, N, d) and returns a tuple with values first and, where it has one, a loss last."""
+    """A step of a layer; theirs takes (1, N, d) and returns a tuple with values first and, where it has one, a loss last."""
     def build() -> Step:
         layer = make().train(mode == "train")
 

@@ -3,13 +3,13 @@
     python benchmarks/layers.py [--threads 2] [--repeats 5] [--quick] [--only NAME ...] [--out results/layers.csv]
 
 A step is forward, backward (from a gradient of the values that is there already, and of the loss, to the input and all that learns) and
-update, on standard normal tokens (n x dim) and a codebook of standard normal codewords. The product of the same shape, n x dim times dim x codebook_size, is
-computed in blocks of rows into one preallocated buffer, and nothing is done with it; a residual's is taken once for each stage. All
-layers of a case and the product alternate in one run. Columns: layer; library; tokens; dim; codebook_size; num_codebooks; threads; forward,
-backward and update in seconds (median; processor time of the thread for one thread, else wall clock); forward and backward over the product
-in the same run (median of the ratios); peak_mib: largest memory of a step beyond what it had before, of a child process of its own
-(VmHWM, where the system tells). vector-quantize-pytorch builds tables of tokens x codewords; where they would need more than
-``--peer-mib`` it is left out.
+update, on standard normal tokens (n x dim) and a codebook of standard normal codewords. The product of the same shape, n x dim times
+dim x codebook_size, is computed in blocks of rows into one preallocated buffer, and nothing is done with it; a residual's is taken once
+for each stage. All layers of a case and the product alternate in one run. Columns: layer; library; tokens; dim; codebook_size;
+num_codebooks; threads; forward, backward and update in seconds (median; processor time of the thread for one thread, else wall clock);
+forward and backward over the product in the same run (median of the ratios); peak_mib: largest memory of a step beyond what it had
+before, of a child process of its own (VmHWM, where the system tells). vector-quantize-pytorch builds tables of tokens x codewords; where
+they would need more than ``--peer-mib`` it is left out.
 
 To add a layer: a line in ``LAYERS`` that builds it, and its name in ``CASES``.
 """

@@ -7,7 +7,8 @@ FOLDER holds train.parquet and test.parquet. Each arm is one run of the loop beh
 defaults: same first weights, same images in the same order, same schedule, K = 16,384; it ends after ``--steps`` or ``--minutes``,
 whichever comes first. ``vq``: plain VQ as papers start it, U(+-1/K), no k-means, no revival. ``vq-data``: fitted on the first latents,
 with averages and revival. ``projected_vq``: its frozen features are those of ``codeword tokenizer features`` on the training images (the
-small network of this library in place of CLIP's); finding them does not count as training. Rows are written as they come; an arm that the file has under the same device, seed and limits is skipped.
+small network of this library in place of CLIP's); finding them does not count as training. Rows are written as they come; an arm that
+the file has under the same device, seed and limits is skipped.
 
 error: mean squared error of pixels in [0, 1] on all test images; usage: share of codewords chosen at least once there
 """

@@ -155,8 +155,8 @@ def layers() -> str:
                          f"{int(size):,}" + (f" × {books}" if books != "1" else ""), f"{float(row['forward_ratio']):.2f}",
                          f"{float(row['backward_ratio']):.2f}", f"{step(row):.1f}", theirs[0], theirs[1],
                          f"{float(row['peak_mib']):.0f}", theirs[2]))
-    return table(("layer", "codewords", "forward / product", "backward / product", "step, ms", "theirs, ms", "faster", "MiB", "theirs, MiB"),
-                 body)
+    head = ("layer", "codewords", "forward / product", "backward / product", "step, ms", "theirs, ms", "faster", "MiB", "theirs, MiB")
+    return table(head, body)
 
 
 def gpu() -> str:
@@ -190,8 +190,8 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "compare": compare, "ivf": ivf, "faiss": faiss, "kernels": kernels, "layers": layers, "tokenizers": tokenizers, "gpu": gpu,
-                  "places": places, "systems": systems},
+    "README.md": {"demo": demo, "layers": layers, "tokenizers": tokenizers, "compare": compare, "ivf": ivf, "faiss": faiss,
+                  "kernels": kernels, "gpu": gpu, "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 
