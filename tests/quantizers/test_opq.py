@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from codeword.data.bundle import bundled
 from codeword.parts import orthogonal, random, slices
 from codeword.quantizer import Quantizer
 from codeword.quantizers import opq
@@ -45,21 +46,29 @@ def test_a_round_without_momentum_never_hurts(monkeypatch) -> None:
     monkeypatch.setattr(opq, "MOMENTUM", 0.0)
     x = torch.from_numpy(correlated())
     quantizer = OPQ(dim=8, num_codebooks=2, codebook_size=16)
-    state, errors = quantizer._start(orthogonal.random_rotation(8, 1), x, None), []
+    state, errors = quantizer._start(x, None), []
     for _ in range(12):
+        turned = x @ state.rotation.mT
+        chosen = slices.values(state.codebooks, slices.assign(turned, state.codebooks))
+        errors.append(float((turned - chosen).double().square().sum()))
         state = quantizer._round(state, x, None)
-        errors.append(state.error)
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(errors))
     assert errors[-1] < 0.95 * errors[0]
 
 
-def test_variances_are_dealt_evenly() -> None:
-    variances = torch.tensor([16.0, 8.0, 4.0, 2.0])
-    dealt = orthogonal.balanced(variances, 2)
-    assert sorted(dealt.tolist()) == [0, 1, 2, 3]
-    assert variances[dealt[:2]].prod() == variances[dealt[2:]].prod()
-    constant = orthogonal.balanced(torch.tensor([3.0, 0.0, 0.0, 0.0]), 2)
-    assert sorted(constant.tolist()) == [0, 1, 2, 3]
+def test_parts_grow_to_all_rows_with_the_noise_that_was_asked_for() -> None:
+    counts = opq._counts(50_000, 256, 120)
+    assert counts == sorted(counts) and counts[-5:] == [50_000] * 5 and len(counts) == 120
+    assert abs((1 / counts[0] - 1 / 50_000) * 32 * 256 - 1) < 1e-3
+    assert opq._counts(100, 256, 3) == [100] * 3
+    assert opq._counts(10_000, 16, 1) == [10_000]
+
+
+def test_parts_end_lower_than_all_rows_in_every_round(monkeypatch) -> None:
+    x = bundled().vectors[:2500, :32].astype(np.float32)
+    ours = error(OPQ(dim=32, num_codebooks=4, codebook_size=32).fit(x), x)
+    monkeypatch.setattr(opq, "COOLING", ((1.0, None),))
+    assert ours < 0.995 * error(OPQ(dim=32, num_codebooks=4, codebook_size=32).fit(x), x)
 
 
 def test_emptied_codewords_move_to_rows_served_worst() -> None:

@@ -1,4 +1,4 @@
-"""Orthonormal matrices: random ones, the one that best carries one cloud of points onto another, and the one that spreads variance.
+"""Orthonormal matrices: random ones, the one that best carries one cloud of points onto another, and forms seen through them.
 
 All are computed in float64 on one thread and rounded once, so they do not depend on the number of threads.
 """
@@ -25,21 +25,6 @@ def procrustes(moment: Tensor) -> Tensor:
     with one_thread():
         u, _, v = torch.linalg.svd(moment.double())
         return (u @ v).float()
-
-
-def balanced(variances: Tensor, groups: int) -> Tensor:
-    """int64 (d,): principal axes ordered so that ``groups`` equal slices have products of variances as equal as a greedy choice makes
-    them (eigenvalue allocation, Ge et al. 2013): the largest axis left goes to the open slice whose product is smallest."""
-    logs = variances.double().clamp(min=float(variances.max()) * 1e-12).clamp(min=1e-300).log()
-    logs = logs - logs.min()  # all factors at least one: products grow, as the greedy rule assumes
-    room = len(variances) // groups
-    members: list[list[int]] = [[] for _ in range(groups)]
-    products = [0.0] * groups
-    for axis in torch.argsort(variances, descending=True, stable=True).tolist():
-        target = min((g for g in range(groups) if len(members[g]) < room), key=lambda g: products[g])
-        members[target].append(axis)
-        products[target] += float(logs[axis])
-    return torch.tensor([axis for group in members for axis in group])
 
 
 def turned_form(metric: Tensor, rotation: Tensor) -> Tensor:

@@ -12,12 +12,16 @@ Rotation: orthogonal Procrustes, R = U V' of sum y^ x' = U S V'. Both need the r
 
 so a round rotates and assigns the rows once, and the codewords follow the new rotation at no further pass. As codes change little from
 round to round the steps are small and point the same way; each is therefore lengthened by nine tenths of the last one (heavy ball on
-the rotation, brought back to R R' = I), which needs about a third of the rounds and ends lower. Three starts run a few rounds on a part of
-the rows, and the best goes on: principal axes dealt to the slices so that their variances have equal products (the paper's parametric
-solution, optimal for a Gaussian), the axes as they are (pixels near each other already share a slice), and a random rotation.
+the rotation, brought back to R R' = I).
+
+On the same rows round after round the codes soon stop changing, at whatever is near the start. So a round sees a fresh random part of the
+rows: its codewords are off by noise, which carries codes out of poor places, and ``COOLING`` lets the noise fade as parts grow, until
+the last rounds see all rows. The variance of a mean over n of N rows is 1/n - 1/N (times that of the rows); n = N a / (N + a) makes it
+1/a whatever N. The start is a random rotation: principal axes and pixels as they are begin lower and end higher.
 
 Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
-Departures: the momentum; the choice among starts.
+Departures: the momentum, the parts, the start; on 54,771 sentence embeddings and 60,000 images of digits they take 3 to 15 % off the
+error of the plain alternation, on rows that were not fitted as well.
 """
 
 from __future__ import annotations
@@ -30,15 +34,12 @@ from torch import Tensor
 from codeword import ops
 from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
-from codeword.parts.pca import pca
 from codeword.quantizer import Codes, Packed, Report
 
 SAMPLE = 1 << 16
 """Rows that are learned from, at most, or 256 a codeword where that is more."""
-PREVIEW = 1 << 13
-"""Rows of the trials, or 32 a codeword where that is more."""
-TRIAL = 6
-"""Rounds of each start before one is chosen."""
+COOLING = ((1 / 2, 32), (5 / 6, 64), (23 / 24, 128), (1.0, None))
+"""Up to this share of the rounds a round's part has the noise of so many independent rows a codeword (None: of none, all rows)."""
 MOMENTUM = 0.9
 """Share of the last step of the rotation that is added to the next."""
 FINISH = 4
@@ -51,7 +52,7 @@ class OPQ(lookup.Lookup):
     takes_metric = True
     later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0}
 
-    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 80, seed: int = 0,
+    def __init__(self, *, dim: int, num_codebooks: int, codebook_size: int = 256, iterations: int = 120, seed: int = 0,
                  anisotropy: float = 0.0) -> None:
         super().__init__()
         slices.check_shape("opq", dim, num_codebooks, codebook_size, iterations)
@@ -66,23 +67,24 @@ class OPQ(lookup.Lookup):
         self.register_buffer("rotation", torch.zeros(dim, dim))
 
     @classmethod
-    def for_bits(cls, dim: int, bits: float, *, iterations: int = 80, seed: int = 0, anisotropy: float = 0.0) -> Self:
+    def for_bits(cls, dim: int, bits: float, *, iterations: int = 120, seed: int = 0, anisotropy: float = 0.0) -> Self:
         """256 codewords a slice where the slice width fits (dim / M = 8 / bits), else the next of 7, 6, 5, 4, 3, 9, ... bits that does."""
         books, size = slices.split_bits("opq", dim, bits)
         return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed, "opq rows")
-        preview = _part(rows, weights, max(PREVIEW, 32 * self.codebook_size), self.seed, "opq preview")
-        trials = [self._rounds(self._start(rotation, *preview), *preview, TRIAL) for rotation in self._starts(rows, weights)]
-        state = min(trials, key=lambda trial: trial.error)
-        state = self._rounds(state, rows, weights, self.iterations)
+        state = None
+        for turn, count in enumerate(_counts(len(rows), self.codebook_size, self.iterations)):
+            part = _part(rows, weights, count, self.seed, f"opq round {turn}")
+            state = self._round(self._start(*part) if state is None else state, *part)
+        assert state is not None
         learned = slices.learn(ops.project(rows, state.rotation), self.num_codebooks, self.codebook_size, iterations=FINISH,
                                seed=self.seed, weights=weights, start=state.codebooks)
         self.rotation.copy_(state.rotation)
         self.codebooks.copy_(learned.codebooks)
-        if state.repaired + learned.repaired:
-            self.report = Report(self.report, repaired_codewords=state.repaired + learned.repaired)
+        if learned.repaired:
+            self.report = Report(self.report, repaired_codewords=learned.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         turned = ops.project(rows, self.rotation)
@@ -114,49 +116,46 @@ class OPQ(lookup.Lookup):
 
     # ------------------------------------------------------------------ fitting
 
-    def _starts(self, rows: Tensor, weights: Tensor | None) -> list[Tensor]:
-        found = pca(rows, weights=weights)
-        dealt = found.axes[orthogonal.balanced(found.variances, self.num_codebooks)]
-        return [dealt, torch.eye(self.dim, device=rows.device), orthogonal.random_rotation(self.dim, self.seed).to(rows.device)]
-
-    def _start(self, rotation: Tensor, rows: Tensor, weights: Tensor | None) -> _State:
-        """A rotation and codewords from a few steps of k-means under it."""
-        turned = ops.project(rows, rotation)
-        learned = slices.learn(turned, self.num_codebooks, self.codebook_size, iterations=2, seed=self.seed, weights=weights)
-        return _State(rotation, rotation, learned.codebooks, float("inf"), learned.repaired)
-
-    def _rounds(self, state: _State, rows: Tensor, weights: Tensor | None, count: int) -> _State:
-        for _ in range(count):
-            state = self._round(state, rows, weights)
-        return state
+    def _start(self, rows: Tensor, weights: Tensor | None) -> _State:
+        """A random rotation and codewords from a few steps of k-means under it."""
+        rotation = orthogonal.random_rotation(self.dim, self.seed).to(rows.device)
+        learned = slices.learn(ops.project(rows, rotation), self.num_codebooks, self.codebook_size, iterations=2, seed=self.seed,
+                               weights=weights)
+        return _State(rotation, rotation, learned.codebooks)
 
     def _round(self, state: _State, rows: Tensor, weights: Tensor | None) -> _State:
         """Codes under the rotation at hand, the best rotation for them, a step beyond it, and the codewords there."""
         turned = ops.project(rows, state.rotation)
         width = state.codebooks.shape[2]
-        error, repaired, means, moments = 0.0, state.repaired, [], []
+        means, moments = [], []
         for part, book, own in zip(turned.split(width, dim=1), state.codebooks, state.rotation.split(width), strict=True):
             found = ops.nearest(part, book)
-            sums, counts, fixed = slices.cluster_sums(rows, found, self.codebook_size, weights)
+            sums, counts, _ = slices.cluster_sums(rows, found, self.codebook_size, weights)
             mean, share = (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), (counts / counts.sum()).float()
             means.append(mean)
             moments.append(ops.project(ops.project(mean, own).mT, (mean * share.unsqueeze(1)).mT))
-            error += float((found.distances.double() if weights is None else found.distances.double() * weights).sum())
-            repaired += fixed
         best = orthogonal.procrustes(torch.cat(moments))
         rotation = orthogonal.procrustes(best + MOMENTUM * (best - state.best))
         books = torch.stack([ops.project(mean, own) for mean, own in zip(means, rotation.split(width), strict=True)])
-        return _State(rotation, best, books, error, repaired)
+        return _State(rotation, best, books)
 
 
 class _State(NamedTuple):
-    """Between rounds: the ``rotation`` in use, the ``best`` one for the last codes, ``error`` that the last codes left (a weighted sum)."""
+    """Between rounds: the ``rotation`` in use and the ``best`` one for the last codes, (d, d); ``codebooks`` (M, K, d / M)."""
 
     rotation: Tensor
     best: Tensor
     codebooks: Tensor
-    error: float
-    repaired: int
+
+
+def _counts(rows: int, size: int, rounds: int) -> list[int]:
+    """How many of ``rows`` each round sees, for codebooks of ``size``."""
+    found = []
+    for turn in range(1, rounds + 1):
+        many = next(many for share, many in COOLING if turn <= share * rounds)
+        alike = rows if many is None else round(rows * many * size / (rows + many * size))
+        found.append(min(rows, max(alike, size)))
+    return found
 
 
 def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int, stream: str) -> tuple[Tensor, Tensor | None]:
