@@ -189,12 +189,11 @@ def row_norm(rows: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """float64 (n,) inner products of rows, one sum a lane of eight, lanes in order."""
-    products = torch.nn.functional.pad(a.double() * b.double(), (0, -a.shape[1] % 8)).unflatten(1, (-1, 8))
-    lanes = torch.zeros_like(products[:, 0])
-    for i in range(products.shape[1]):
-        lanes = lanes + products[:, i]
-    total = lanes[:, 0]
-    for i in range(1, 8):
-        total = total + lanes[:, i]
-    return total
+    """float64 (n,) inner products of rows; the second half of the terms is added to the first until one is left."""
+    terms = a.double() * b.double()
+    width = terms.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        terms[:, :width - half] += terms[:, half:width]
+        width = half
+    return terms[:, 0]

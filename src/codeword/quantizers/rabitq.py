@@ -62,11 +62,16 @@ class RaBitQ(RotatedGrid):
     def _assign(self, rotated: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
         magnitudes, unit = _integers(rotated.abs())
         half = 1 << (self.code_bits - 1)
-        cells = self._constant_step(rotated.abs()) if self.fast else ops.grid_code(magnitudes, half).to(torch.int64)
-        odd = 2 * cells + 1
-        product, square = (odd * magnitudes).sum(1), odd.square().sum(1)  # integers: exact in any order
-        scale = 2 * (product.double() / square.double()) * unit
-        return torch.where(rotated > 0, half + cells, half - 1 - cells), self._side(scale, row_norm(rotated), exponent)
+        plus = rotated > 0
+        if half == 1:  # signs alone
+            product, square, indices = magnitudes.sum(1), self.dim, plus.to(torch.uint8)
+        else:
+            cells = (self._constant_step(rotated.abs()) if self.fast else ops.grid_code(magnitudes, half)).to(torch.int32)
+            odd = 2 * cells + 1
+            product, square = (odd.to(torch.int64) * magnitudes).sum(1), odd.square().sum(1).double()  # integers: exact in any order
+            indices = torch.where(plus, half + cells, half - 1 - cells)
+        scale = 2 * (product.double() / square) * unit
+        return indices, self._side(scale, row_norm(rotated), exponent)
 
     def _constant_step(self, magnitudes: Tensor) -> Tensor:
         """Cells by the step that is optimal for Gaussian entries of this row's mean square, or the one that just reaches the row's
