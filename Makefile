@@ -71,12 +71,14 @@ results: native
 
 .PHONY: benchmarks
 
-# Beside the peers (extra bench) on a quiet machine, some hours; product.py, additive.py and tokenizers.py go on where they stopped.
+# Beside the peers (extra bench) on a quiet machine, some hours; product, additive, tokenizers and equal_bits go on where they stopped.
 VECTORS ?= ../shared/data/vectors
 benchmarks: native
 	for name in nearest kmeans; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py --data $(VECTORS) || exit 1; done
 	for name in bit_scan after_torch ops; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py || exit 1; done
 	PYTHONPATH=src $(PYTHON) benchmarks/lut_scan.py $(VECTORS)/minilm_sentences.f16.npy --out results/lut_scan.csv
+	for name in ivf_rabitq segment_scan; do \
+	  PYTHONPATH=src $(PYTHON) benchmarks/$$name.py $(VECTORS)/minilm_sentences.f16.npy --out results/$$name.csv || exit 1; done
 	PYTHONPATH=src $(PYTHON) benchmarks/saq.py $(VECTORS) --out results/saq.csv
 	PYTHONPATH=src $(PYTHON) benchmarks/gaussian.py --out results/gaussian.csv
 	PYTHONPATH=src $(PYTHON) benchmarks/anisotropic.py $(VECTORS)/minilm_sentences.f16.npy
@@ -84,5 +86,7 @@ benchmarks: native
 	OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON) benchmarks/product.py $(VECTORS)/minilm_sentences.f16.npy $(VECTORS)/mnist784.npz
 	PYTHONPATH=src $(PYTHON) benchmarks/additive.py $(VECTORS)
 	for name in layers lattices sources; do PYTHONPATH=src $(PYTHON) benchmarks/$$name.py --out results/$$name.csv || exit 1; done
+	PYTHONPATH=src $(PYTHON) benchmarks/tokenizer_job.py $(VECTORS)/../cifar10/train.parquet --valid $(VECTORS)/../cifar10/test.parquet
+	PYTHONPATH=src $(PYTHON) benchmarks/equal_bits.py $(VECTORS)/../cifar10
 	PYTHONPATH=src $(PYTHON) benchmarks/tokenizers.py $(VECTORS)/../cifar10 --minutes 20
 	PYTHONPATH=src $(PYTHON) docs/build.py

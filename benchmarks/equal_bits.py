@@ -1,9 +1,9 @@
 """Every learned quantizer and lattice in one tokenizer: same encoder and decoder, same images, 12 bits a token.
 
-    python benchmarks/equal_bits.py ../shared/data/cifar10 [--steps 600] [--seeds 3] [--arms vq,fsq,...] [--quick] [--out FILE.csv]
+    python benchmarks/equal_bits.py ../shared/data/cifar10 [--steps 400] [--seeds 3] [--arms vq,fsq,...] [--quick] [--out FILE.csv]
 
 FOLDER holds train.parquet and test.parquet. An arm is one run of the loop behind ``codeword tokenizer train`` with its defaults (8 x 8
-tokens, 32 wide) for ``--steps``: same first weights, same images in the same order, same schedule; only the quantizer differs, and around
+tokens, 32 wide) and a network of half the usual width for ``--steps``: same first weights, same images in the same order, same schedule; only the quantizer differs, and around
 those of another width a trained affine map (``affine``). Rows are written as they come, and those that the file has are skipped.
 
     token_bits         of one of the 8 x 8 places, whatever the number of codebooks
@@ -63,7 +63,7 @@ FIELDS = ("arm", "seed", "steps", "token_bits", "error", "psnr", "usage", "perpl
 
 
 def measured(arm: str, seed: int, steps: int, images: Images, valid: Images) -> dict[str, str]:
-    settings = Settings(quantizer=ARMS[arm], dim=DIM, seed=seed)
+    settings = Settings(quantizer=ARMS[arm], network="vqgan:width=8", dim=DIM, seed=seed)
     limits = Limits(steps=steps, eval_every=1 << 30, log_every=1 << 30, save_seconds=1e9)
     with tempfile.TemporaryDirectory() as folder:
         done = train(images, valid, settings, limits, folder)
@@ -139,7 +139,7 @@ def main() -> None:
         return child(sys.argv[2], int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--quick", action="store_true", help="one seed of three steps; nothing is written")
