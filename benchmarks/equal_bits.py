@@ -3,8 +3,9 @@
     python benchmarks/equal_bits.py ../shared/data/cifar10 [--steps 400] [--seeds 3] [--arms vq,fsq,...] [--quick] [--out FILE.csv]
 
 FOLDER holds train.parquet and test.parquet. An arm is one run of the loop behind ``codeword tokenizer train`` with its defaults (8 x 8
-tokens, 32 wide) and a network of half the usual width for ``--steps``: same first weights, same images in the same order, same schedule; only the quantizer differs, and around
-those of another width a trained affine map (``affine``). Rows are written as they come, and those that the file has are skipped.
+tokens, 32 wide) and a network of half the usual width for ``--steps``: same first weights, same images in the same order, same schedule;
+only the quantizer differs, and around those of another width a trained affine map (``affine``). Rows are written as they come, and those
+that the file has are skipped.
 
     token_bits         of one of the 8 x 8 places, whatever the number of codebooks
     error, psnr        of pixels in [0, 1] on all test images; usage: share of codewords chosen there, perplexity: of their choice, of one
@@ -58,8 +59,8 @@ ARMS = {
     "group_rvq": "group_rvq:groups=2,layers=2,codebook_size=8,learning=ema",
     "masked_rvq": "masked_rvq:masked=2,layers=2,codebook_size=8,dropout=0.0",
 }
-FIELDS = ("arm", "seed", "steps", "token_bits", "error", "psnr", "usage", "perplexity", "step_ms", "quantizer_ms", "quantizer_mib", "load",
-          "quantizer")
+FIELDS: tuple[str, ...] = ("arm", "seed", "steps", "token_bits", "error", "psnr", "usage", "perplexity", "step_ms", "quantizer_ms",
+                           "quantizer_mib", "load", "quantizer")
 
 
 def measured(arm: str, seed: int, steps: int, images: Images, valid: Images) -> dict[str, str]:
@@ -111,8 +112,8 @@ def step(quantizer: Quantizer, x: torch.Tensor) -> float:
     quantizer.zero_grad(set_to_none=True)
     start = time.perf_counter()
     out = quantizer(x)
-    roots = [(out.values, slope)] + [(out.loss, torch.ones_like(out.loss))] * out.loss.requires_grad  # a lattice without losses has none
-    torch.autograd.backward(*map(list, zip(*roots, strict=True)))
+    losses = [out.loss] * out.loss.requires_grad  # a lattice without losses has none
+    torch.autograd.backward([out.values, *losses], [slope, *map(torch.ones_like, losses)])
     quantizer.update(out)
     return time.perf_counter() - start
 
