@@ -103,7 +103,7 @@ def test_rotation_spreads_what_one_scale_for_all_entries_would_waste() -> None:
 
 def test_rotated_quadratic_form() -> None:
     """The rotated quantizer minimises the caller's form, not the one it sees inside."""
-    x = rows(40, 7)
+    x = rows(200, 7)
     rotated = codeword.Rotated(quantizer=codeword.VQ(dim=7, codebook_size=32)).fit(x)
     root = torch.randn(7, 7, generator=torch.Generator().manual_seed(2))
     metric = root.T @ root + 0.1 * torch.eye(7)

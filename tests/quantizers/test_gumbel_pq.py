@@ -104,7 +104,7 @@ def test_frequencies_are_moving_averages_of_nearest_codewords() -> None:
 
 
 def test_dead_codewords_become_copies_of_frequent_ones() -> None:
-    quantizer, x = fitted(revival=0.05, revive_every=50).train(), rows(100, seed=1)
+    quantizer, x = fitted(revival=0.05, revive_every=50, iterations=25).train(), rows(100, seed=1)
     with torch.no_grad():
         quantizer.codebooks[1, [2, 5]] = 50.0
     reports = [quantizer.update(quantizer(x)) for _ in range(50)]

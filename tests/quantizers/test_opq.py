@@ -56,14 +56,6 @@ def test_a_round_without_momentum_never_hurts(monkeypatch) -> None:
     assert errors[-1] < 0.95 * errors[0]
 
 
-def test_parts_grow_to_all_rows_with_the_noise_that_was_asked_for() -> None:
-    counts = opq._counts(50_000, 256, 120)
-    assert counts == sorted(counts) and counts[-5:] == [50_000] * 5 and len(counts) == 120
-    assert abs((1 / counts[0] - 1 / 50_000) * 32 * 256 - 1) < 1e-3
-    assert opq._counts(100, 256, 3) == [100] * 3
-    assert opq._counts(10_000, 16, 1) == [10_000]
-
-
 def test_parts_end_lower_than_all_rows_in_every_round(monkeypatch) -> None:
     x = bundled().vectors[:2500, :32].astype(np.float32)
     ours = error(OPQ(dim=32, num_codebooks=4, codebook_size=32).fit(x), x)

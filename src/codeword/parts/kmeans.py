@@ -4,7 +4,8 @@
 
 Starts: ``sample`` takes k distinct rows in seeded order; ``k-means++`` (Arthur and Vassilvitskii 2007) draws each next row with
 probability proportional to its squared distance D^2 from those drawn. Here rows are proposed in batches by the D^2 before the batch and
-accepted with probability D^2 now / D^2 before, which gives the same distribution for the price of about one iteration.
+accepted with probability D^2 now / D^2 before, which gives the same distribution for the price of about one iteration. ``cooled`` goes on
+from ``sample`` with steps on random parts of the rows (``parts/cooling``): lower ends, and few steps on all rows.
 An emptied cluster moves to the row that is served worst: reported, never silent.
 Cost: iterations * n * k * d multiply-adds, in 8-bit integers where the processor has them; rows of other types than float32 pass in blocks.
 """
@@ -21,11 +22,14 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.errors import CodewordError, ShapeError
-from codeword.parts import arrays, random
+from codeword.parts import arrays, cooling, random
 
 ROWS_PER_CENTROID = 256
 """More training rows than this a centroid change the result by noise only (faiss uses the same)."""
-STARTS = ("sample", "k-means++")
+STARTS = ("sample", "k-means++", "cooled")
+COOLING = ((1 / 2, 32), (5 / 6, 64), (1.0, 128))
+COOLED = 1
+"""Steps on parts, for each iteration that may follow."""
 BATCH = 64
 """Rows that k-means++ proposes at once, at most: more would mostly be rejected."""
 WORK = 1 << 38
@@ -49,7 +53,7 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
     if k < 1 or len(x) < 1:
         raise CodewordError(f"kmeans got {len(x)} rows and k={k}; at least one of each is needed")
     if start not in STARTS:
-        raise CodewordError(f"kmeans got start={start!r}; {' and '.join(map(repr, STARTS))} are known")
+        raise CodewordError(f"kmeans got start={start!r}; {', '.join(map(repr, STARTS))} are known")
     if initial is not None and initial.shape != (k, x.shape[1]):
         raise ShapeError(f"kmeans got initial centroids {tuple(initial.shape)}; ({k}, {x.shape[1]}) are needed")
     if rows_per_centroid is not None and len(x) > rows_per_centroid * k:
@@ -58,6 +62,8 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
         x, weights = x[rows], None if weights is None else weights[rows]
     if initial is not None:
         centroids = initial.detach().to(x.device, torch.float32).clone()
+    elif start == "cooled":
+        centroids = _cooled(x, k, seed, weights, COOLED * iterations)
     else:
         centroids = _sample(x, k, seed) if start == "sample" else _plus_plus(x, k, seed, weights)
     mass = len(x) if weights is None else _sum(weights)
@@ -65,11 +71,8 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
     repaired = 0
     tracker = ops.Tracker(len(x), x.device)
     for _ in range(iterations):
-        distances, sums, counts = _assign(x, centroids, weights, tracker)
+        centroids, distances, empty = _step(x, centroids, weights, tracker)
         history.append(_sum(distances if weights is None else distances.double() * weights) / mass)
-        filled = counts > 0
-        centroids = torch.where(filled.unsqueeze(1), (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), centroids)
-        empty = (~filled).nonzero().squeeze(1)
         if len(empty):
             repaired += _refill(x, centroids, empty, distances)
         elif len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]:
@@ -77,6 +80,14 @@ def kmeans(x: Tensor, k: int, *, iterations: int = 25, seed: int = 0, weights: T
         if history[-1] == 0.0:
             break
     return KMeans(centroids, history, repaired)
+
+
+def _step(x: Tensor, centroids: Tensor, weights: Tensor | None, tracker: ops.Tracker) -> tuple[Tensor, Tensor, Tensor]:
+    """The means of the clusters of ``centroids``, the distances of the rows to these before, and which clusters are empty."""
+    distances, sums, counts = _assign(x, centroids, weights, tracker)
+    filled = counts > 0
+    means = torch.where(filled.unsqueeze(1), (sums / counts.clamp(min=1e-300).unsqueeze(1)).float(), centroids)
+    return means, distances, (~filled).nonzero().squeeze(1)
 
 
 def _assign(x: Tensor, centroids: Tensor, weights: Tensor | None, tracker: ops.Tracker) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +130,17 @@ def _sample(x: Tensor, k: int, seed: int) -> Tensor:
     return chosen.float().clone()
 
 
+def _cooled(x: Tensor, k: int, seed: int, weights: Tensor | None, rounds: int) -> Tensor:
+    """Steps on parts from a sample."""
+    centroids = _sample(x, k, seed)
+    for turn, count in enumerate(cooling.part_sizes(len(x), k, rounds, COOLING)):
+        rows, mass = cooling.part(x, weights, count, seed, f"kmeans part {turn}")
+        centroids, distances, empty = _step(rows, centroids, mass, ops.Tracker(len(rows), rows.device))
+        if len(empty):
+            _refill(rows, centroids, empty, distances)
+    return centroids
+
+
 def _plus_plus(x: Tensor, k: int, seed: int, weights: Tensor | None) -> Tensor:
     """k-means++ by batches; once every row is served exactly the rest repeat those drawn."""
     mass = np.ones(len(x)) if weights is None else weights.double().cpu().numpy()
@@ -154,7 +176,8 @@ def _accept(proposed: Tensor, before: np.ndarray, draw: np.ndarray) -> list[int]
 def _refill(x: Tensor, centroids: Tensor, empty: Tensor, distances: Tensor) -> int:
     """Move empty centroids onto the rows that are served worst, farthest first; rows served exactly need no codeword."""
     count = min(len(empty), len(x))
-    worst, rows = torch.sort(distances, descending=True, stable=True)
+    far = (distances >= distances.topk(count).values[-1]).nonzero().squeeze(1)  # few, but for ties; then in the order of a whole sort
+    worst, order = torch.sort(distances[far], descending=True, stable=True)
     usable = int((worst[:count] > 0).sum())
-    centroids[empty[:usable]] = x[rows[:usable]].float()
+    centroids[empty[:usable]] = x[far[order[:usable]]].float()
     return usable

@@ -63,3 +63,8 @@ def choice(seed: int, n: int, k: int, *, stream: str = "choice") -> np.ndarray:
         return np.argsort(keys, kind="stable")
     head = np.argpartition(keys, k)[:k]
     return head[np.argsort(keys[head], kind="stable")]
+
+
+def subset(seed: int, n: int, k: int, *, stream: str = "choice") -> np.ndarray:
+    """The values of ``choice``, ascending: a third of the time."""
+    return np.arange(n) if k >= n else np.sort(np.argpartition(bits(seed, n, stream=stream), k)[:k])

@@ -47,10 +47,10 @@ def split_bits(name: str, dim: int, bits: float) -> tuple[int, int]:
 
 
 def learn(rows: Tensor, num_codebooks: int, codebook_size: int, *, iterations: int, seed: int, weights: Tensor | None = None,
-          start: Tensor | None = None) -> Learned:
-    """k-means of every slice of float32 rows (n, d), each from its own seeded start, or from the codebooks ``start``."""
+          start: str = "cooled", initial: Tensor | None = None) -> Learned:
+    """k-means of every slice of float32 rows (n, d), each from its own seeded ``start``, or from the codebooks ``initial``."""
     found = [kmeans(part.contiguous(), codebook_size, iterations=iterations, seed=random.part_seed(seed, m), weights=weights,
-                    initial=None if start is None else start[m])
+                    start=start, initial=None if initial is None else initial[m])
              for m, part in enumerate(rows.split(rows.shape[1] // num_codebooks, dim=1))]
     return Learned(torch.stack([result.centroids for result in found]), sum(result.repaired for result in found))
 

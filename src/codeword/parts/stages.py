@@ -51,7 +51,8 @@ def learn(codebooks: Tensor, widths: Widths, rows: Tensor, *, iterations: int, s
     repaired, position = 0, 0
     for book, cuts in zip(codebooks, widths, strict=True):
         for part, own in zip(rows.split(list(cuts), dim=1), book.split(list(cuts), dim=1), strict=True):
-            result = kmeans(part.contiguous(), len(book), iterations=iterations, seed=random.part_seed(seed, position), weights=weights)
+            result = kmeans(part.contiguous(), len(book), iterations=iterations, seed=random.part_seed(seed, position), weights=weights,
+                            start="cooled")
             own.copy_(result.centroids)
             repaired, position = repaired + result.repaired, position + 1
         rows = rows - _values(book, cuts, _nearest(book, cuts, rows))

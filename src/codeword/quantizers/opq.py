@@ -14,10 +14,8 @@ so a round rotates and assigns the rows once, and the codewords follow the new r
 round to round the steps are small and point the same way; each is therefore lengthened by nine tenths of the last one (heavy ball on
 the rotation, brought back to R R' = I).
 
-On the same rows round after round the codes soon stop changing, at whatever is near the start. So a round sees a fresh random part of the
-rows: its codewords are off by noise, which carries codes out of poor places, and ``COOLING`` lets the noise fade as parts grow, until
-the last rounds see all rows. The variance of a mean over n of N rows is 1/n - 1/N (times that of the rows); n = N a / (N + a) makes it
-1/a whatever N. The start is a random rotation: principal axes and pixels as they are begin lower and end higher.
+On the same rows round after round the codes soon stop changing, so a round sees a fresh random part of them, ever larger, and the last
+rounds all (``parts/cooling``). The start is a random rotation: principal axes and pixels as they are begin lower and end higher.
 
 Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
 Departures: the momentum, the parts, the start; on 54,771 sentence embeddings and 60,000 images of digits they take 3 to 15 % off the
@@ -33,13 +31,12 @@ from torch import Tensor
 
 from codeword import ops
 from codeword.ops.searcher import Recipe
-from codeword.parts import anisotropic, lookup, orthogonal, quadratic, random, slices
+from codeword.parts import anisotropic, cooling, lookup, orthogonal, quadratic, slices
 from codeword.quantizer import Codes, Packed, Report
 
 SAMPLE = 1 << 16
 """Rows that are learned from, at most, or 256 a codeword where that is more."""
 COOLING = ((1 / 2, 32), (5 / 6, 64), (23 / 24, 128), (1.0, None))
-"""Up to this share of the rounds a round's part has the noise of so many independent rows a codeword (None: of none, all rows)."""
 MOMENTUM = 0.9
 """Share of the last step of the rotation that is added to the next."""
 FINISH = 4
@@ -73,14 +70,14 @@ class OPQ(lookup.Lookup):
         return cls(dim=dim, num_codebooks=books, codebook_size=size, iterations=iterations, seed=seed, anisotropy=anisotropy)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        rows, weights = _part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed, "opq rows")
+        rows, weights = cooling.part(rows, weights, max(SAMPLE, 256 * self.codebook_size), self.seed, "opq rows")
         state = None
-        for turn, count in enumerate(_counts(len(rows), self.codebook_size, self.iterations)):
-            part = _part(rows, weights, count, self.seed, f"opq round {turn}")
+        for turn, count in enumerate(cooling.part_sizes(len(rows), self.codebook_size, self.iterations, COOLING)):
+            part = cooling.part(rows, weights, count, self.seed, f"opq round {turn}")
             state = self._round(self._start(*part) if state is None else state, *part)
         assert state is not None
         learned = slices.learn(ops.project(rows, state.rotation), self.num_codebooks, self.codebook_size, iterations=FINISH,
-                               seed=self.seed, weights=weights, start=state.codebooks)
+                               seed=self.seed, weights=weights, initial=state.codebooks)
         self.rotation.copy_(state.rotation)
         self.codebooks.copy_(learned.codebooks)
         if learned.repaired:
@@ -120,7 +117,7 @@ class OPQ(lookup.Lookup):
         """A random rotation and codewords from a few steps of k-means under it."""
         rotation = orthogonal.random_rotation(self.dim, self.seed).to(rows.device)
         learned = slices.learn(ops.project(rows, rotation), self.num_codebooks, self.codebook_size, iterations=2, seed=self.seed,
-                               weights=weights)
+                               weights=weights, start="sample")
         return _State(rotation, rotation, learned.codebooks)
 
     def _round(self, state: _State, rows: Tensor, weights: Tensor | None) -> _State:
@@ -146,21 +143,3 @@ class _State(NamedTuple):
     rotation: Tensor
     best: Tensor
     codebooks: Tensor
-
-
-def _counts(rows: int, size: int, rounds: int) -> list[int]:
-    """How many of ``rows`` each round sees, for codebooks of ``size``."""
-    found = []
-    for turn in range(1, rounds + 1):
-        many = next(many for share, many in COOLING if turn <= share * rounds)
-        alike = rows if many is None else round(rows * many * size / (rows + many * size))
-        found.append(min(rows, max(alike, size)))
-    return found
-
-
-def _part(rows: Tensor, weights: Tensor | None, count: int, seed: int, stream: str) -> tuple[Tensor, Tensor | None]:
-    """A seeded sample of at most ``count`` rows, in the order of the rows."""
-    if len(rows) <= count:
-        return rows, weights
-    keep = torch.from_numpy(random.choice(seed, len(rows), count, stream=stream)).to(rows.device).sort().values
-    return rows[keep], None if weights is None else weights[keep]

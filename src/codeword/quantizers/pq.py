@@ -34,8 +34,8 @@ from codeword.quantizer import Codes, Packed, Quantized, Report
 
 
 class PQ(lookup.Lookup):
-    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means; seed: slice m
-    starts from ``random.part_seed(seed, m)``; anisotropy: 0, or the inner product from which hits count; learning, commitment, decay,
+    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means, after as many on parts; seed: slice
+    m starts from ``random.part_seed(seed, m)``; anisotropy: 0, or the inner product from which hits count; learning, commitment, decay,
     revival: as in ``VQ``; estimator: one of ``gradients.PAIRS``."""
 
     takes_metric = True

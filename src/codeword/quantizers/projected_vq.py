@@ -95,7 +95,7 @@ class ProjectedVQ(Quantizer):
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
         scaled, mean, length = standardised(rows, weights, self.name)
         if not self.given:
-            self.features.copy_(kmeans(scaled, self.codebook_size, seed=self.seed, weights=weights).centroids)
+            self.features.copy_(kmeans(scaled, self.codebook_size, seed=self.seed, weights=weights, start="cooled").centroids)
         self._start(scaled, weights)
         minimise(lambda batch: codebook_term(batch, self._nearest(batch)[1], None), [self.weight, self.bias], scaled, steps=self.steps,
                  batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, weights=weights)
@@ -185,7 +185,7 @@ def cluster_features(features: Array, codebook_size: int, labels: Array | None =
     if codebook_size < 1:
         raise CodewordError(f"cluster_features got codebook_size={codebook_size}; at least 1 is needed")
     if labels is None:
-        return kmeans(rows, codebook_size, iterations=iterations, seed=seed).centroids
+        return kmeans(rows, codebook_size, iterations=iterations, seed=seed, start="cooled").centroids
     classes = arrays.as_tensor(labels).detach().to(rows.device)
     if classes.shape != rows.shape[:1] or classes.is_floating_point():
         raise ShapeError(f"cluster_features got labels {classes.dtype} {tuple(classes.shape)}; integers ({len(rows)},) are needed")
@@ -194,7 +194,7 @@ def cluster_features(features: Array, codebook_size: int, labels: Array | None =
         raise CodewordError(f"cluster_features got codebook_size={codebook_size} for {len(names)} classes; at least one centre a class "
                             "is needed")
     share, over = divmod(codebook_size, len(names))
-    return torch.cat([kmeans(rows[classes == name], share + (i < over), iterations=iterations, seed=seed).centroids
+    return torch.cat([kmeans(rows[classes == name], share + (i < over), iterations=iterations, seed=seed, start="cooled").centroids
                       for i, name in enumerate(names)])
 
 

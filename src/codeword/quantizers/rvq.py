@@ -176,7 +176,8 @@ class RVQ(lookup.Lookup):
     def _fit_greedy(self, rows: Tensor, weights: Tensor | None) -> int:
         repaired = 0
         for m in range(self.num_codebooks):
-            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=random.part_seed(self.seed, m), weights=weights)
+            result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=random.part_seed(self.seed, m), weights=weights,
+                            start="cooled")
             with torch.no_grad():
                 self.codebooks[m] = result.centroids
             rows = rows - result.centroids[ops.nearest(rows, result.centroids).indices]

@@ -34,9 +34,9 @@ from codeword.quantizer import Quantized, Quantizer, Report
 
 class VQ(Quantizer):
     """dim, codebook_size; learning: "gradient" or "ema" in a network; commitment: beta; decay: of the averages; revival: codewords
-    below this fraction of their expected hits are moved onto data (0: never; None: 0.05 with averages, else 0); iterations: of k-means;
-    seed; estimator: one of ``gradients.ESTIMATORS``; temperature: of p, in squared distance; penalties: weighted terms of
-    ``losses.PENALTIES``, such as "diversity:0.01+orthogonality:0.1"."""
+    below this fraction of their expected hits are moved onto data (0: never; None: 0.05 with averages, else 0); iterations: of k-means,
+    after as many on parts; seed; estimator: one of ``gradients.ESTIMATORS``; temperature: of p, in squared distance; penalties: weighted
+    terms of ``losses.PENALTIES``, such as "diversity:0.01+orthogonality:0.1"."""
 
     takes_metric = True
     later_arguments: ClassVar[dict[str, Any]] = {"estimator": "straight_through", "temperature": 1.0, "penalties": None}
@@ -70,7 +70,7 @@ class VQ(Quantizer):
         return cls(dim=dim, codebook_size=size_for_bits("vq", dim, bits), **options)
 
     def _fit(self, rows: Tensor, weights: Tensor | None) -> None:
-        result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights)
+        result = kmeans(rows, self.codebook_size, iterations=self.iterations, seed=self.seed, weights=weights, start="cooled")
         with torch.no_grad():
             self.codebook.copy_(result.centroids)
         self.upkeep.start(result.centroids)
