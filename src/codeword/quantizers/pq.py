@@ -34,9 +34,9 @@ from codeword.quantizer import Codes, Packed, Quantized, Report
 
 
 class PQ(lookup.Lookup):
-    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means, after as many on parts; seed: slice
-    m starts from ``random.part_seed(seed, m)``; anisotropy: 0, or the inner product from which hits count; learning, commitment, decay,
-    revival: as in ``VQ``; estimator: one of ``gradients.PAIRS``."""
+    """dim: width; num_codebooks: slices M, a divisor of dim; codebook_size: codewords a slice; iterations: of k-means, after as many on
+    parts; seed: slice m starts from ``random.part_seed(seed, m)``; anisotropy: 0, or the inner product from which hits count; learning,
+    commitment, decay, revival: as in ``VQ``; estimator: one of ``gradients.PAIRS``."""
 
     takes_metric = True
     later_arguments: ClassVar[dict[str, Any]] = {"anisotropy": 0.0, "learning": "gradient", "commitment": 0.25, "decay": 0.99,
