@@ -6,7 +6,7 @@ Starts: ``sample`` takes k distinct rows in seeded order; ``k-means++`` (Arthur 
 probability proportional to its squared distance D^2 from those drawn. Here rows are proposed in batches by the D^2 before the batch and
 accepted with probability D^2 now / D^2 before, which gives the same distribution for the price of about one iteration. ``cooled`` goes on
 from ``sample`` with steps on random parts of the rows (``parts/cooling``): lower ends, and few steps on all rows.
-An emptied cluster moves to the row that is served worst: reported, never silent.
+An emptied cluster moves to the row that is served worst: reported, never silent, but for those that are empty in a part only.
 Cost: iterations * n * k * d multiply-adds, in 8-bit integers where the processor has them; rows of other types than float32 pass in blocks.
 """
 
@@ -28,6 +28,7 @@ ROWS_PER_CENTROID = 256
 """More training rows than this a centroid change the result by noise only (faiss uses the same)."""
 STARTS = ("sample", "k-means++", "cooled")
 COOLING = ((1 / 2, 32), (5 / 6, 64), (1.0, 128))
+"""Of the steps on parts (``cooling.Schedule``)."""
 COOLED = 1
 """Steps on parts, for each iteration that may follow."""
 BATCH = 64

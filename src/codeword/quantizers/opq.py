@@ -18,8 +18,8 @@ On the same rows round after round the codes soon stop changing, so a round sees
 rounds all (``parts/cooling``). The start is a random rotation: principal axes and pixels as they are begin lower and end higher.
 
 Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
-Departures: the momentum, the parts, the start; on 54,771 sentence embeddings and 60,000 images of digits they take 3 to 15 % off the
-error of the plain alternation, on rows that were not fitted as well.
+Departures: the momentum, the parts, the start (beside faiss's alternation: ``results/product.csv``). Only the repairs of the last steps, on
+all rows, are reported: a codeword that a part leaves empty says nothing about the data.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from codeword.quantizer import Codes, Packed, Report
 SAMPLE = 1 << 16
 """Rows that are learned from, at most, or 256 a codeword where that is more."""
 COOLING = ((1 / 2, 32), (5 / 6, 64), (23 / 24, 128), (1.0, None))
+"""Of the rounds (``cooling.Schedule``)."""
 MOMENTUM = 0.9
 """Share of the last step of the rotation that is added to the next."""
 FINISH = 4
