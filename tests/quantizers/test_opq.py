@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from codeword.data.bundle import bundled
@@ -33,6 +34,19 @@ def test_it_beats_pq_where_slices_share_variance() -> None:
     rotation = ours.rotation
     assert isinstance(rotation, torch.Tensor)
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(8), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_the_slices_are_searched_where_the_rotation_puts_them(size: int) -> None:
+    x = bundled().vectors[:1500].astype(np.float32)
+    quantizer = OPQ(dim=x.shape[1], num_codebooks=4, codebook_size=size, iterations=8).fit(x)
+    for _ in range(2):
+        turned = (torch.from_numpy(x).double() @ quantizer.rotation.double().mT).unflatten(1, (4, -1))
+        distances = torch.stack([torch.cdist(turned[:, m], quantizer.codebooks[m].double()) for m in range(4)], 1)
+        found = torch.from_numpy(np.asarray(quantizer.encode(x).indices).astype(np.int64))
+        excess = distances.gather(2, found.unsqueeze(2)).squeeze(2) - distances.amin(2)
+        assert excess.max() < 1e-6
+        quantizer.codebooks.copy_(quantizer.codebooks.flip(1) * 0.9)
 
 
 def test_the_rotation_is_the_best_for_its_codes() -> None:

@@ -18,6 +18,8 @@ On the same rows round after round the codes soon stop changing, so a round sees
 rounds all (``parts/cooling``). The start is a random rotation: principal axes and pixels as they are begin lower and end higher.
 
 Cost: encode d^2 + K d multiply-adds a vector; a round of fitting M d more. Bits: M ceil(log2 K); d^2 + K d floats shared.
+With few wide slices a search needs no rotated row: as |R x - [.. c ..]|^2 and |x - R_m' c|^2 differ by what no choice of c changes, the
+codewords are turned back instead, once, and whole rows are searched (M K d multiply-adds, all of them in ``ops.nearest``).
 Departures: the momentum, the parts, the start (beside faiss's alternation: ``results/product.csv``). Only the repairs of the last steps, on
 all rows, are reported: a codeword that a part leaves empty says nothing about the data.
 """
@@ -32,6 +34,7 @@ from torch import Tensor
 from codeword import ops
 from codeword.ops.searcher import Recipe
 from codeword.parts import anisotropic, cooling, lookup, orthogonal, quadratic, slices
+from codeword.parts.kept import Kept
 from codeword.quantizer import Codes, Packed, Report
 
 SAMPLE = 1 << 16
@@ -40,6 +43,8 @@ COOLING = ((1 / 2, 32), (5 / 6, 64), (23 / 24, 128), (1.0, None))
 """Of the rounds (``cooling.Schedule``)."""
 MOMENTUM = 0.9
 """Share of the last step of the rotation that is added to the next."""
+TURNED_BACK = 1.5
+"""M K over d up to which whole rows are searched; beyond it the products in M K d cost more than the rotation they save."""
 FINISH = 4
 """Steps of k-means at the end, under the final rotation."""
 
@@ -63,6 +68,7 @@ class OPQ(lookup.Lookup):
         self.rotation: Tensor
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, dim // num_codebooks))
         self.register_buffer("rotation", torch.zeros(dim, dim))
+        self._kept = Kept()
 
     @classmethod
     def for_bits(cls, dim: int, bits: float, *, iterations: int = 120, seed: int = 0, anisotropy: float = 0.0) -> Self:
@@ -85,10 +91,15 @@ class OPQ(lookup.Lookup):
             self.report = Report(self.report, repaired_codewords=learned.repaired)
 
     def _encode(self, rows: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
-        turned = ops.project(rows, self.rotation)
         if metric is not None:
+            turned = ops.project(rows, self.rotation)
             return quadratic.assign(turned, self.codebooks, orthogonal.turned_form(metric, self.rotation)), None
-        return self._encode_relative(rows, rows, None) if self.weighs_rows else (slices.assign(turned, self.codebooks), None)
+        if self.weighs_rows:
+            return self._encode_relative(rows, rows, None)
+        if self.num_codebooks * self.codebook_size > TURNED_BACK * self.dim:
+            return slices.assign(ops.project(rows, self.rotation), self.codebooks), None
+        books = self._kept((self.codebooks, self.rotation), self._turned_back)
+        return torch.stack([ops.nearest(rows, book).indices for book in books], dim=1), None
 
     def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
         if metric is not None:
@@ -111,6 +122,11 @@ class OPQ(lookup.Lookup):
 
     def recipe(self, metric: str) -> Recipe:
         return lookup.slice_recipe(self.codebooks, metric, self.name, self.rotation)
+
+    def _turned_back(self) -> Tensor:
+        """(M, K, d): every codeword where the rows are, R_m' c."""
+        parts = self.rotation.split(self.dim // self.num_codebooks)
+        return torch.stack([ops.project(book, part.mT.contiguous()) for book, part in zip(self.codebooks, parts, strict=True)])
 
     # ------------------------------------------------------------------ fitting
 
