@@ -319,13 +319,18 @@ private:
     const float* checked(const float* x, int64_t count, Ready& ready) const {
         for (int64_t i = 0; i < count; ++i) {
             const float* row = x + i * dim_;
-            float largest = 0, odd = 0;
-            for (int64_t j = 0; j < dim_; ++j) {
-                const float size = std::fabs(row[j]);
-                largest = size > largest ? size : largest;
-                odd += row[j] - row[j];
-            }
-            if (!(odd == 0) || (!cosine_ && largest > LARGEST)) return nullptr;
+            float largest[8] = {}, odd[8] = {};  // side by side: a chain of one waits for itself
+            const auto look = [&](int lane, float value) {
+                const float size = std::fabs(value);
+                largest[lane] = size > largest[lane] ? size : largest[lane];
+                odd[lane] += value - value;
+            };
+            int64_t j = 0;
+            for (; j + 8 <= dim_; j += 8)
+                for (int lane = 0; lane < 8; ++lane) look(lane, row[j + lane]);
+            for (; j < dim_; ++j) look(0, row[j]);
+            for (int lane = 0; lane < 8; ++lane)
+                if (!(odd[lane] == 0) || (!cosine_ && largest[lane] > LARGEST)) return nullptr;
         }
         if (!cosine_) return x;
         auto square = CODEWORD_PICK(bit_square);
