@@ -183,7 +183,7 @@ def decode(codebooks: Tensor, codes: Tensor) -> Tensor:
     codes = codes.to(torch.int64)
     total = codebooks[0][codes[..., 0]]
     for m in range(1, codes.shape[-1]):
-        total = total + codebooks[m][codes[..., m]]
+        total += codebooks[m][codes[..., m]]
     return total
 
 
@@ -208,8 +208,9 @@ def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None
 
 def mean_error(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
     """Weighted mean of |x - x^|^2, the same for any number of threads."""
+    left = (rows - decode(codebooks, codes)).double()
+    errors = row_sums.dot(left, left)
     with one_thread():
-        errors = (rows - decode(codebooks, codes)).double().square().sum(1)
         return float(errors.mean() if weights is None else (errors * weights.double()).sum() / weights.double().sum())
 
 
