@@ -49,6 +49,15 @@ def test_the_slices_are_searched_where_the_rotation_puts_them(size: int) -> None
         quantizer.codebooks.copy_(quantizer.codebooks.flip(1) * 0.9)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_rows_are_searched_in_one_graph(training: bool) -> None:
+    x = bundled().vectors[:600].astype(np.float32)
+    quantizer = OPQ(dim=x.shape[1], num_codebooks=4, codebook_size=64, iterations=2).fit(x).train(training)
+    rows = torch.from_numpy(x)
+    compiled = torch.compile(quantizer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(rows).codes.indices, quantizer(rows).codes.indices)
+
+
 def test_the_rotation_is_the_best_for_its_codes() -> None:
     x = torch.from_numpy(correlated(500))
     y = x @ orthogonal.random_rotation(8, 9).mT

@@ -98,7 +98,8 @@ class OPQ(lookup.Lookup):
             return self._encode_relative(rows, rows, None)
         if self.num_codebooks * self.codebook_size > TURNED_BACK * self.dim:
             return slices.assign(ops.project(rows, self.rotation), self.codebooks), None
-        books = self._kept((self.codebooks, self.rotation), self._turned_back)
+        compiling = torch.compiler.is_compiling()  # comparing numbers would break the graph
+        books = self._turned_back() if compiling else self._kept((self.codebooks, self.rotation), self._turned_back)
         return torch.stack([ops.nearest(rows, book).indices for book in books], dim=1), None
 
     def _encode_relative(self, rows: Tensor, vectors: Tensor, metric: Tensor | None) -> tuple[Tensor, None]:
