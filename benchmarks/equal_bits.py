@@ -160,10 +160,12 @@ def main() -> None:
             print(*(f"{key}={rows[-1][key]}" for key in FIELDS[:-1]), flush=True)
             if not given.quick:
                 given.out.parent.mkdir(parents=True, exist_ok=True)
-                with given.out.open("w", newline="") as file:
+                new = not given.out.exists()
+                with given.out.open("a", newline="") as file:
                     writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
+                    if new:
+                        writer.writeheader()
+                    writer.writerow(rows[-1])
     table(rows)
 
 

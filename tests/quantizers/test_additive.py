@@ -114,12 +114,17 @@ def test_least_squares_is_the_minimum() -> None:
     x = torch.from_numpy(rows(60))
     codes = torch.randint(0, 4, (60, 3), generator=torch.Generator().manual_seed(0))
     for weights in (None, torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.1):
-        books = additive.least_squares(codes, x, 4, weights, 0.5)
+        problem = additive.LeastSquares(x, 4, weights, 0.5)
+        normal = problem.normal(codes)
+        books = problem.solve(normal)
         b = torch.nn.functional.one_hot(codes, 4).flatten(1).double()
         w = torch.ones(60).double() if weights is None else weights.double()
         ridge = 0.5 * float(w.mean())
         gradient = b.mT @ (w.unsqueeze(1) * (x.double() - b @ books.double().flatten(0, 1))) - ridge * books.double().flatten(0, 1)
         assert float(gradient.abs().max()) < 1e-4
+        for c in (books, books + 1):
+            left = (w * (x.double() - b @ c.double().flatten(0, 1)).square().sum(1)).sum() + ridge * c.double().square().sum()
+            assert problem.objective(c, normal) == pytest.approx(float(left / w.sum()), rel=1e-9)
 
 
 # ---------------------------------------------------------------------- both

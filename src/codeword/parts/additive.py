@@ -3,7 +3,7 @@
 Both halves of an alternation that never makes the error worse:
 
     codes      min_i |x - sum_m c^m_{i_m}|^2 for every row                                                 ``ops.additive_search``
-    codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``least_squares``
+    codebooks  min_C |X - B C|^2 + ridge |C|^2:  (B'WB + ridge I) C = B'W X                                ``LeastSquares``
 
 B (n, MK) has M ones a row. B'B holds how often two codewords meet, is shared by all d columns, and has rank at most MK - M + 1, since
 constants can move from one codebook to another; the ridge makes the solution unique. The search measures from the mean of the first
@@ -38,6 +38,8 @@ FIT_STATES = 5
 """Codes of each row whose leftovers k-means sees, at most. Fewer fit the rows closer; more hold better elsewhere where rows are few."""
 BLOCK_TERMS = 1 << 22
 """Terms computed at once."""
+BLOCK_NEAR = 256
+"""Rows brought near at once: they stay in the cache."""
 
 
 class Tables(NamedTuple):
@@ -194,24 +196,46 @@ def row_terms(codebooks: Tensor, codes: Tensor, given: Tensor | None) -> Tensor:
     return row_sums.dot(values, other).float()
 
 
-def least_squares(codes: Tensor, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> Tensor:
-    """The codebooks (M, K, d) for ``codes`` (n, M) of centred ``rows`` (n, d): min_C |X - B C|^2 + ridge |C|^2."""
-    count = codes.shape[1]
-    codes = codes.to(torch.int64)
-    sums = torch.cat([ops.segment_sum(rows, codes[:, m], size, weights)[0] for m in range(count)])
-    normal = _meetings(codes, size, weights)
-    normal.diagonal().add_(ridge if weights is None else ridge * float(weights.double().mean()))
-    with one_thread():
-        factor = torch.linalg.cholesky(normal)
-        return torch.cholesky_solve(sums, factor).reshape(count, size, -1).float()
+class Normal(NamedTuple):
+    """What codes say of their rows: ``meetings`` = B'WB (MK, MK) and ``sums`` = B'WX (MK, d), both float64."""
+
+    meetings: Tensor
+    sums: Tensor
 
 
-def mean_error(codebooks: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
-    """Weighted mean of |x - x^|^2, the same for any number of threads."""
-    left = (rows - decode(codebooks, codes)).double()
-    errors = row_sums.dot(left, left)
-    with one_thread():
-        return float(errors.mean() if weights is None else (errors * weights.double()).sum() / weights.double().sum())
+class LeastSquares:
+    """min_C |X - B C|^2 + ridge |C|^2 for the codes B of centred ``rows`` (n, d), all of them or ``weights`` (n,) of each; the ridge
+    is then ``ridge`` times the mean weight."""
+
+    def __init__(self, rows: Tensor, size: int, weights: Tensor | None, ridge: float) -> None:
+        self.rows, self.size, self.weights = rows, size, weights
+        squares = row_sums.dot(rows, rows)
+        with one_thread():
+            self.mass = len(rows) if weights is None else float(weights.double().sum())
+            self.square = float(squares.sum() if weights is None else (squares * weights.double()).sum())
+        self.ridge = ridge * self.mass / len(rows)
+
+    def normal(self, codes: Tensor) -> Normal:
+        """Of ``codes`` (n, M)."""
+        codes = codes.to(torch.int64)
+        sums = [ops.segment_sum(self.rows, codes[:, m], self.size, self.weights)[0] for m in range(codes.shape[1])]
+        return Normal(_meetings(codes, self.size, self.weights), torch.cat(sums))
+
+    def solve(self, normal: Normal) -> Tensor:
+        """The codebooks (M, K, d)."""
+        meetings = normal.meetings.clone()
+        meetings.diagonal().add_(self.ridge)
+        with one_thread():
+            factor = torch.linalg.cholesky(meetings)
+            return torch.cholesky_solve(normal.sums, factor).unflatten(0, (-1, self.size)).float()
+
+    def objective(self, books: Tensor, normal: Normal) -> float:
+        """The (weighted) mean over rows of |x - x^|^2 + ridge |C|^2 / n, the same for any number of threads: X enters by its products
+        alone, |X|^2 - 2 <C, B'X> + <C, B'B C>, which costs MK/n of decoding the rows."""
+        books = books.double().flatten(0, 1)
+        with one_thread():
+            errors = self.square - 2 * float((books * normal.sums).sum()) + float((books * (normal.meetings @ books)).sum())
+            return (max(0.0, errors) + self.ridge * float(books.square().sum())) / self.mass
 
 
 def _left_over(books: Tensor, rows: Tensor, codes: Tensor, weights: Tensor | None, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -228,7 +252,8 @@ def _left_over(books: Tensor, rows: Tensor, codes: Tensor, weights: Tensor | Non
 def _terms(table: Tables, rows: Tensor) -> Tensor:
     """(n, P, W): |c|^2/2 - <x, c>."""
     books = table.books[-len(table.half):]
-    near = torch.ldexp(rows.double() - table.center.double(), torch.tensor(-table.exponent)).clamp(-FARTHEST, FARTHEST).float()
+    center, unit = table.center.double(), math.ldexp(1.0, -table.exponent)
+    near = torch.cat([part.double().sub_(center).mul_(unit).clamp_(-FARTHEST, FARTHEST).float() for part in rows.split(BLOCK_NEAR)])
     products = ops.project(near, books.flatten(0, 1)).unflatten(1, books.shape[:2])
     if products.shape[2] == table.half.shape[1]:
         return torch.sub(table.half, products, out=products)

@@ -36,7 +36,6 @@ from codeword.errors import CodewordError
 from codeword.ops.searcher import Recipe
 from codeword.parts import additive, lookup, random
 from codeword.parts.moments import moments
-from codeword.parts.threads import one_thread
 from codeword.quantizer import Codes, Packed, Report
 
 SWEEPS = 3
@@ -76,22 +75,23 @@ class AQ(lookup.Lookup):
         mean, variance = moments(rows, weights)
         rows = (rows.double() - mean).clamp(-LARGEST, LARGEST).float()
         spread = variance.sqrt() / self.num_codebooks
-        ridge = self._ridge(len(rows))
+        problem = additive.LeastSquares(rows, self.codebook_size, weights, self._ridge(len(rows)))
         noisy = round((1 - QUIET) * self.rounds)
         codes, objective = self._random_codes(len(rows), rows.device), []
+        normal = problem.normal(codes)
         for i in range(self.rounds):
-            books = additive.least_squares(codes, rows, self.codebook_size, weights, ridge)
-            shaken = books
+            books = shaken = problem.solve(normal)
             if i < noisy:
                 shaken = books + (math.sqrt(1 - (i + 1) / self.rounds) * spread * self._noise(i, rows.device)).float()
             else:
-                objective.append(self._objective(books, codes, rows, weights))
+                objective.append(problem.objective(books, normal))
             codes = additive.search(additive.tables(shaken), rows, additive.full_start(codes), beam=min(self.beam, FIT_BEAM),
                                     sweeps=FIT_SWEEPS).codes[:, 0]
+            normal = problem.normal(codes)
             if i >= noisy:
-                objective.append(self._objective(books, codes, rows, weights))
-        books = additive.least_squares(codes, rows, self.codebook_size, weights, ridge)
-        objective.append(self._objective(books, codes, rows, weights))
+                objective.append(problem.objective(books, normal))
+        books = problem.solve(normal)
+        objective.append(problem.objective(books, normal))
         books[0] = (books[0].double() + mean).clamp(-LARGEST, LARGEST).float()
         self.codebooks.copy_(books)
         self.report = Report(self.report, objective=objective)
@@ -129,8 +129,3 @@ class AQ(lookup.Lookup):
 
     def _ridge(self, n: int) -> float:
         return RIDGE * min(1.0, n / (ENOUGH * self.codebook_size))
-
-    def _objective(self, books: Tensor, codes: Tensor, rows: Tensor, weights: Tensor | None) -> float:
-        with one_thread():
-            size = float(books.double().square().sum())
-        return additive.mean_error(books, codes, rows, weights) + self._ridge(len(rows)) / len(rows) * size
