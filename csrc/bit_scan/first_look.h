@@ -16,6 +16,8 @@ CODEWORD_INLINE int64_t table_bytes(int64_t eights) { return 64 * (eights + 1); 
 // is not. Then sum (2 bit - 1) z = 2 (sum of entries) - sum |z|. Returns sum |z|. AVX-512 reads 16 dimensions an instruction: per pair of
 // eights the two first tables, each twice, then the two second ones.
 CODEWORD_INLINE int64_t fill_tables(const int8_t* z1, int64_t eights, uint8_t* tables) {
+    typedef uint8_t u8x16 __attribute__((vector_size(16)));
+    const u8x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int64_t total = 0;
     for (int64_t t = 0; t < 2 * eights; ++t, z1 += 4) {
 #if defined(__AVX512BW__)
@@ -23,18 +25,19 @@ CODEWORD_INLINE int64_t fill_tables(const int8_t* z1, int64_t eights, uint8_t* t
 #else
         uint8_t* table = tables + 16 * t;
 #endif
+        u8x16 entries = index - index;
         int base = 0;
+        CODEWORD_UNROLL
         for (int i = 0; i < 4; ++i) {
             total += z1[i] < 0 ? -z1[i] : z1[i];
             base += z1[i] < 0 ? -z1[i] : 0;
+            // a bit adds max(z, 0) - max(-z, 0) = z
+            entries += static_cast<u8x16>((index & static_cast<uint8_t>(1 << i)) != 0) & static_cast<uint8_t>(z1[i]);
         }
-        uint8_t entries[16];
-        entries[0] = static_cast<uint8_t>(base);
-        for (int m = 1; m < 16; ++m)  // from the entry without the lowest set bit: that bit adds max(z,0) - max(-z,0) = z
-            entries[m] = static_cast<uint8_t>(entries[m & (m - 1)] + z1[__builtin_ctz(m)]);
-        __builtin_memcpy(table, entries, 16);
+        entries += static_cast<uint8_t>(base);
+        __builtin_memcpy(table, &entries, 16);
 #if defined(__AVX512BW__)
-        __builtin_memcpy(table + 16, entries, 16);
+        __builtin_memcpy(table + 16, &entries, 16);
 #endif
     }
 #if defined(__AVX512BW__)
