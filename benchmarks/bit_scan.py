@@ -12,7 +12,8 @@ milliseconds after a call, on a core that the other's want.
     ours_ns, theirs_ns     nanoseconds of wall time a code and query; ratio: theirs / ours
     first_bytes            bytes a code that the first look must read (planes and factors)
     gbps                   these bytes over our time; queries of a batch that share the code stream count once each
-    stream_gbps            plain sequential read of a buffer of the same size, same threads, same run, best of five
+    stream_gbps            plain sequential read of the same memory (planes and factors), same threads, in the same rounds, median: what
+                           two threads get depends on where a buffer lies, and on the second
     share                  gbps / stream_gbps for single queries: of the memory bandwidth
     load as measured; cpu_ns, their_cpu_ns, cpu_ratio: by processor time of the process instead
 """
@@ -57,6 +58,15 @@ class Ours:
         tensors |= {"ids": torch.arange(self.rows), "starts": torch.tensor([0]), "counts": torch.tensor([self.rows])}
         self.index = codeword.Index(dim=DIM, quantizer=quantizer)
         self.index._views = [View(Segment(tensors, self.rows))]  # one segment; adding copy after copy would take minutes
+        self.first_look = [tensors[f"scan.{name}"].view(-1).view(torch.int64) for name in ("planes", "factors")]
+
+    def read(self, num_threads: int) -> None:
+        """Sum what the first look reads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_threads)
+        for values in self.first_look:
+            values.sum()
+        torch.set_num_threads(before)
 
     def search(self, queries: torch.Tensor, k: int, num_threads: int) -> None:
         self.index.search(queries.numpy(), k, num_threads=num_threads)
@@ -76,16 +86,6 @@ class Theirs:
         self.index.search(queries.numpy(), k, 1, num_threads=num_threads)
 
 
-def stream(size: int, num_threads: int) -> float:
-    """GB/s of summing a buffer of ``size`` bytes, best of five."""
-    buffer = torch.ones(size // 8, dtype=torch.int64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    best = min(timed(lambda: buffer.sum())[0] for _ in range(5))
-    torch.set_num_threads(before)
-    return size / best / 1e9
-
-
 def timed(run: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     run()
@@ -93,26 +93,29 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(ours: Ours, theirs: Theirs, queries: torch.Tensor, k: int, num_threads: int, single: bool, rounds: int) -> list[list[float]]:
-    """Median (wall, processor) seconds of ours and of theirs for all queries."""
+    """Median (wall, processor) seconds of ours and of theirs for all queries, and of reading what the first look reads."""
     parts = queries.split(1 if single else len(queries))
 
-    def answer(index: Ours | Theirs) -> None:
-        for part in parts:
-            index.search(part, k, num_threads)
+    def answer(index: Ours | Theirs) -> Callable[[], None]:
+        def run() -> None:
+            for part in parts:
+                index.search(part, k, num_threads)
+        return run
 
-    def many(index: Ours | Theirs, repeat: int) -> tuple[float, float]:
+    def many(run: Callable[[], None], repeat: int) -> tuple[float, float]:
         if num_threads > 1:
             time.sleep(0.02)
-            answer(index)
-        wall, cpu = timed(lambda: [answer(index) for _ in range(repeat)])
+            run()
+        wall, cpu = timed(lambda: [run() for _ in range(repeat)])
         return wall / repeat, cpu / repeat
 
+    runs = [answer(ours), answer(theirs), lambda: ours.read(num_threads)]
     repeats = []
-    for index in (ours, theirs):
-        answer(index)
-        repeats.append(max(1, int(0.02 / timed(lambda index=index: answer(index))[0])))
-    found = [[many(index, repeat) for index, repeat in zip((ours, theirs), repeats, strict=True)] for _ in range(rounds)]
-    return [[statistics.median(r[i][j] for r in found) for j in range(2)] for i in range(2)]
+    for run in runs:
+        run()
+        repeats.append(max(1, int(0.02 / timed(run)[0])))
+    found = [[many(run, repeat) for run, repeat in zip(runs, repeats, strict=True)] for _ in range(rounds)]
+    return [[statistics.median(r[i][j] for r in found) for j in range(2)] for i in range(len(runs))]
 
 
 def main() -> None:
@@ -133,12 +136,12 @@ def main() -> None:
             first = DIM // 8 + 12
             some = queries if place == "cache" else queries[:4]
             for num_threads in (1, 2):
-                fast = stream(rows * first, num_threads)
                 for k in (10, 100) if place == "cache" else (10,):
                     for single in (True, False):
                         rounds = 2 if options.quick else options.rounds
-                        (wall, cpu), (their_wall, their_cpu) = measure(ours, theirs, some, k, num_threads, single, rounds)
+                        (wall, cpu), (their_wall, their_cpu), (stream, _) = measure(ours, theirs, some, k, num_threads, single, rounds)
                         unit = 1e9 / rows / len(some)
+                        fast = rows * first / stream / 1e9
                         gbps = first / (wall * unit)
                         table.append({
                             "place": place, "bits": bits, "rows": rows, "threads": num_threads, "k": k,
