@@ -119,7 +119,7 @@ def measure(ours: Ours, theirs: Theirs, queries: torch.Tensor, k: int, num_threa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="cache only, fewer rounds")
     parser.add_argument("--out", type=Path, default=Path("results/bit_scan.csv"))

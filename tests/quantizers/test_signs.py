@@ -40,9 +40,11 @@ def test_every_code_is_found_again_and_the_first_dimension_is_the_lowest_bit(cls
 
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize(("dim", "tokens", "sizes"), [(36, None, (18, 18)), (18, None, (18,)), (37, None, (13, 12, 12)), (36, 9, (4,) * 9),
-                                                      (64, 2, (32, 32)), (7, 7, (1,) * 7), (33, 2, (17, 16))])
+                                                      (64, 2, (32, 32)), (7, 7, (1,) * 7), (33, 2, (17, 16)), (24, 1, (24,)),
+                                                      (25, 1, (25,))])
 def test_bits_form_even_tokens(cls: type[Quantizer], dim: int, tokens: int | None, sizes: tuple[int, ...]) -> None:
     quantizer, x = cls(dim=dim, num_codebooks=tokens), normal(50, dim)
+    x[0] = 1.0  # the highest token
     assert quantizer.levels == tuple(2**size for size in sizes) and quantizer.nominal_bits == 1.0
     codes = quantizer.encode(x)
     assert torch.equal(torch.as_tensor(quantizer.decode(codes)).sign(), x.sign())

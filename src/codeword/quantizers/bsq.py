@@ -57,11 +57,11 @@ class BSQ(Quantizer):
         return signs.tokens(rows >= 0, self._sizes), None  # a positive factor changes no sign
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        return (signs.bits(indices, self._sizes) * 2 - 1).to(torch.float32) * (1 / math.sqrt(self.dim))
+        return signs.corners(signs.bits(indices, self._sizes), 1 / math.sqrt(self.dim))
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         plus, corner = rows.detach() >= 0, 1 / math.sqrt(self.dim)
-        indices, values = signs.tokens(plus, self._sizes), (plus.to(rows.dtype) * 2 - 1) * corner
+        indices, values = signs.tokens(plus, self._sizes), signs.corners(plus, corner, rows.dtype)
         u = _unit(rows)
         sample, batch = entropy.sign_entropies(u * (4 * corner / self.temperature), keep)
         loss = self.entropy_weight * (self.gamma0 * sample - self.gamma * batch)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from codeword.errors import CodewordError
@@ -67,11 +66,11 @@ class LFQ(Quantizer):
         return signs.tokens(rows > 0, self._sizes, self.bit_order), None
 
     def _decode(self, indices: Tensor, side: Tensor | None) -> Tensor:
-        return (signs.bits(indices, self._sizes, self.bit_order) * 2 - 1).to(torch.float32) * self.scale
+        return signs.corners(signs.bits(indices, self._sizes, self.bit_order), self.scale)
 
     def _forward(self, rows: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, dict[str, Tensor]]:
         plus = rows.detach() > 0
-        indices, values = signs.tokens(plus, self._sizes, self.bit_order), (plus.to(rows.dtype) * 2 - 1) * self.scale
+        indices, values = signs.tokens(plus, self._sizes, self.bit_order), signs.corners(plus, self.scale, rows.dtype)
         commit = commitment_term(rows, values, keep)
         groups = math.ceil(self.dim / self.entropy_bits)
         sample, batch = entropy.sign_entropies(rows * (4 * self.scale / self.temperature), keep, group=math.ceil(self.dim / groups))
