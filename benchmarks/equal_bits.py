@@ -1,6 +1,6 @@
 """Every learned quantizer and lattice in one tokenizer: same encoder and decoder, same images, 12 bits a token.
 
-    python benchmarks/equal_bits.py ../shared/data/cifar10 [--steps 400] [--seeds 3] [--arms vq,fsq,...] [--quick] [--out FILE.csv]
+    python benchmarks/equal_bits.py ../shared/data/cifar10 [--steps 500] [--seeds 3] [--arms vq,fsq,...] [--quick] [--out FILE.csv]
 
 FOLDER holds train.parquet and test.parquet. An arm is one run of the loop behind ``codeword tokenizer train`` with its defaults (8 x 8
 tokens, 32 wide) and a network of half the usual width for ``--steps``: same first weights, same images in the same order, same schedule;
@@ -140,7 +140,7 @@ def main() -> None:
         return child(sys.argv[2], int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--quick", action="store_true", help="one seed of three steps; nothing is written")
