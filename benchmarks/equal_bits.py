@@ -68,6 +68,8 @@ def measured(arm: str, seed: int, steps: int, images: Images, valid: Images) -> 
     limits = Limits(steps=steps, eval_every=1 << 30, log_every=1 << 30, save_seconds=1e9)
     with tempfile.TemporaryDirectory() as folder:
         done = train(images, valid, settings, limits, folder)
+        if done.interrupted:
+            raise SystemExit(130)
         look = evaluate(done.tokenizer, valid, size=settings.size, thorough=False).numbers
         done.tokenizer.quantizer.save(pathlib.Path(folder) / "quantizer.cw")
         alone, memory = apart(pathlib.Path(folder) / "quantizer.cw")

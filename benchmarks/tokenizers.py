@@ -49,6 +49,8 @@ def measured(name: str, folder: Path, args: argparse.Namespace, device: str) -> 
     frozen = codebook_features(images, K, size=settings.size, seed=args.seed) if name == "projected_vq" else None
     with tempfile.TemporaryDirectory() as job:
         done = train(images, valid, settings, limits, job, accelerator=args.accelerator, features=frozen)
+        if done.interrupted:
+            raise SystemExit(130)
     look = evaluate(done.tokenizer, valid, size=settings.size)
     found = {key: f"{look.numbers[key]:.6g}" for key in FIELDS if look.numbers.get(key) is not None}
     return {"arm": name, "device": device, "seed": args.seed, "minutes": args.minutes, "limit_steps": args.steps, "steps": done.steps,
