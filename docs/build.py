@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -128,12 +129,40 @@ def kernels() -> str:
 
 def tokenizers() -> str:
     """Large codebooks inside an image tokenizer: error on unseen images and how many codewords serve."""
-    found = sorted(rows("tokenizers"), key=lambda row: float(row["error"]))
+    found = sorted(rows("tokenizers"), key=lambda row: (row["device"], row["minutes"], float(row["error"])))
     body = [(f"`{row['quantizer']}`" + (" from U(±1/K)" if row["arm"] == "vq" else ""), f"{float(row['psnr']):.2f} dB",
              f"{float(row['ssim']):.3f}", f"{float(row['frechet']):.2f}", f"{100 * float(row['usage']):.1f} %",
              f"{float(row['perplexity']):,.0f}", row["steps"], f"{row['train_seconds']} s, {row['device']}") for row in found]
     return table(("quantizer", "PSNR", "SSIM", "Fréchet distance, features-cifar10", "codewords in use", "perplexity", "steps", "trained"),
                  body)
+
+
+def job() -> str:
+    """What the commands of a tokenizer take, one after the other."""
+    seconds = {row["step"]: float(row["seconds"]) for row in rows("tokenizer_job")}
+    return ("With the defaults, on two threads, from CIFAR-10's training images (`benchmarks/tokenizer_job.py`): "
+            f"{seconds['train']:.0f} s of\ntraining, {seconds['encode']:.0f} s for the shards, {seconds['report']:.0f} s for a report on "
+            f"test images; {seconds['all'] / 60:.1f} minutes together.")
+
+
+def equal_bits() -> str:
+    """Every learned quantizer and lattice in the same tokenizer at the same bits: means over seeds, best first."""
+    arms: dict[str, list[dict[str, str]]] = {}
+    for row in rows("equal_bits"):
+        arms.setdefault(row["arm"], []).append(row)
+
+    def mean(own: list[dict[str, str]], key: str) -> float:
+        return statistics.fmean(float(row[key] or "nan") for row in own)
+
+    body = []
+    for own in sorted(arms.values(), key=lambda own: mean(own, "error")):
+        psnr = [float(row["psnr"]) for row in own]
+        body.append((f"`{own[0]['quantizer']}`", f"{mean(own, 'psnr'):.2f} ± {statistics.stdev(psnr) if len(psnr) > 1 else 0:.2f} dB",
+                     f"{100 * mean(own, 'usage'):.1f} %", f"{mean(own, 'perplexity'):,.0f}", f"{mean(own, 'step_ms'):.0f}",
+                     f"{mean(own, 'quantizer_ms'):.1f}", f"{mean(own, 'quantizer_mib'):.0f}", len(own)))
+    steps = "/".join(sorted({row["steps"] for own in arms.values() for row in own}))
+    return table(("quantizer", f"PSNR after {steps} steps", "codewords in use", "perplexity", "training step, ms",
+                  "of it the quantizer, ms", "its MiB", "seeds"), body)
 
 
 def layers() -> str:
@@ -190,8 +219,8 @@ def demo() -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo, "layers": layers, "tokenizers": tokenizers, "compare": compare, "ivf": ivf, "faiss": faiss,
-                  "kernels": kernels, "gpu": gpu, "places": places, "systems": systems},
+    "README.md": {"demo": demo, "layers": layers, "job": job, "tokenizers": tokenizers, "equal_bits": equal_bits, "compare": compare,
+                  "ivf": ivf, "faiss": faiss, "kernels": kernels, "gpu": gpu, "places": places, "systems": systems},
     "docs/claims.md": {"checks": checks},
 }
 
