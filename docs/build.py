@@ -155,7 +155,7 @@ def equal_bits() -> str:
         return statistics.fmean(float(row[key] or "nan") for row in own)
 
     body = []
-    for own in sorted(arms.values(), key=lambda own: mean(own, "error")):
+    for own in sorted(arms.values(), key=lambda own: -mean(own, "psnr")):
         psnr = [float(row["psnr"]) for row in own]
         body.append((f"`{own[0]['quantizer']}`", f"{mean(own, 'psnr'):.2f} ± {statistics.stdev(psnr) if len(psnr) > 1 else 0:.2f} dB",
                      f"{100 * mean(own, 'usage'):.1f} %", f"{mean(own, 'perplexity'):,.0f}", f"{mean(own, 'step_ms'):.0f}",
