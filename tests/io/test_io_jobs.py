@@ -219,8 +219,9 @@ def test_unit_seeds_depend_on_seed_and_unit_alone():
 
 
 CHILD = textwrap.dedent("""
-    import sys, time, pathlib, numpy as np
+    import signal, sys, time, pathlib, numpy as np
     from codeword.io.jobs import Job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that runs in the background would hand its own deafness on
     def work(unit):
         print(unit, flush=True)
         time.sleep(float(sys.argv[2]))
@@ -250,6 +251,18 @@ def test_first_signal_finishes_the_unit_and_the_second_stops(number, tmp_path):
     assert two.wait(20) != 0
     three = child(tmp_path / "j", 0)
     assert three.communicate(timeout=60)[0].splitlines() == [*"1234567", "Run(before=1, now=7, total=8, interrupted=False)"]
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with jobs.graceful() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes(tmp_path):

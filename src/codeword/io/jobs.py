@@ -317,12 +317,14 @@ def _identity(given: str | Path | dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def graceful() -> Iterator[list[int]]:
-    """A list that is empty until the first signal; the second one acts as if nobody had asked. Main thread only, else never filled."""
+    """A list that is empty until the first signal; the second one acts as if nobody had asked. A signal that this process was started to
+    ignore (nohup, a shell's background) stays ignored. Main thread only, else never filled."""
     stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
