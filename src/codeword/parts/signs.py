@@ -6,6 +6,7 @@ differ by at most one, larger tokens first.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -43,20 +44,31 @@ def check_rate(name: str, bits: float) -> None:
 
 def tokens(bits: Tensor, sizes: tuple[int, ...], order: str = "low") -> Tensor:
     """bool (n, d) -> int64 (n, tokens)."""
-    if len(set(sizes)) == 1:
-        return _number(bits.unflatten(1, (len(sizes), sizes[0])), order)
-    return torch.cat([_number(part.unsqueeze(1), order) for part in bits.split(list(sizes), dim=1)], dim=1)
+    runs = _runs(sizes)
+    parts = bits.split([size * count for size, count in runs], dim=1)
+    return _joined([_number(part.unflatten(1, (count, size)), order) for part, (size, count) in zip(parts, runs, strict=True)])
 
 
 def bits(tokens: Tensor, sizes: tuple[int, ...], order: str = "low") -> Tensor:
     """Inverse: int64 (n, tokens) -> bool (n, d)."""
-    parts = [(tokens[:, t:t + 1] & _places(size, order, tokens.device)) != 0 for t, size in enumerate(sizes)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    runs = _runs(sizes)
+    parts = tokens.split([count for _, count in runs], dim=1)
+    return _joined([((part.unsqueeze(2) & _places(size, order, part.device)) != 0).flatten(1)
+                    for part, (size, _) in zip(parts, runs, strict=True)])
 
 
 def corners(bits: Tensor, value: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """+value where a bit is set, -value where it is not."""
     return bits.to(dtype).mul_(2).sub_(1).mul_(value)
+
+
+def _runs(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(size, how many tokens) of neighbours of one size: at most two, whatever the number of tokens."""
+    return [(size, len(list(group))) for size, group in itertools.groupby(sizes)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _number(digits: Tensor, order: str) -> Tensor:
